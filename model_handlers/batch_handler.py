@@ -17,7 +17,8 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
-from common.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
+from common.errors import UsageError
+from common.record_batch import BATCH_BYTES, ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 from model_handlers.manifest import Manifest, OutputSpec
 from model_handlers.trusted_code import TrustedCode
 from model_handlers.without_values import without_cells, without_numbers
@@ -33,25 +34,36 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
         manifest: The manifest of the model.
         outputs: The names of the outputs to return, or None for all.
         batch_rows: The maximum number of rows that Beam gathers for one call of run_inference.
+        batch_bytes: The maximum number of bytes of their batches.
 
     Attributes:
         package: The path of the package, in which workers find the files of its steps, or None.
         code: The modules from which the functions of its steps may be imported.
 
     Raises:
-        UsageError: The model does not have one of the outputs.
+        UsageError: A limit is less than 1, or the model does not have one of the outputs.
     """
 
     package: str | None = None
     code: TrustedCode = TrustedCode()
 
-    def __init__(self, manifest: Manifest, outputs: Sequence[str] | None, batch_rows: int) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        outputs: Sequence[str] | None,
+        batch_rows: int,
+        batch_bytes: int = BATCH_BYTES,
+    ) -> None:
+        if batch_rows < 1 or batch_bytes < 1:
+            raise UsageError(
+                f"batch_rows and batch_bytes must be at least 1, got {batch_rows} and {batch_bytes}"
+            )
         super().__init__(
             min_batch_size=batch_rows,
             max_batch_size=batch_rows,
-            element_size_fn=functools.partial(_row_count, batch_rows),
+            element_size_fn=functools.partial(_share, batch_rows, batch_bytes),
         )
-        self.manifest, self.batch_rows = manifest, batch_rows
+        self.manifest, self.batch_rows, self.batch_bytes = manifest, batch_rows, batch_bytes
         self.outputs = tuple(dict.fromkeys(outputs or [spec.name for spec in manifest.outputs]))
         for name in self.outputs:
             manifest.output(name)
@@ -202,11 +214,16 @@ def _to_numpy(column: pa.Array) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _row_count(most: int, element: pa.RecordBatch | tuple[Any, pa.RecordBatch]) -> int:
-    """Return the rows of a batch, which has a key if Beam's KeyedModelHandler wraps the handler.
+def _share(
+    batch_rows: int, batch_bytes: int, element: pa.RecordBatch | tuple[Any, pa.RecordBatch]
+) -> int:
+    """Return how much of a full batch, which is `batch_rows`, an element takes up.
 
-    The result is at most `most`, the size of a full batch: before a larger element, Beam would
-    pass on an empty batch.
+    It is the number of its rows, or more if its share of `batch_bytes` is larger. So elements that
+    together are no more than a full batch are within both limits. The result is at most
+    `batch_rows`: before a larger element, Beam would pass on an empty batch. The element has a key
+    if Beam's KeyedModelHandler wraps the handler.
     """
     batch = element[1] if isinstance(element, tuple) else element
-    return min(int(batch.num_rows), most)
+    by_bytes = -(-batch.nbytes * batch_rows // batch_bytes)
+    return min(max(batch.num_rows, by_bytes), batch_rows)

@@ -16,6 +16,7 @@ from apache_beam.metrics import Metrics
 from cloud.endpoint_client import Stats
 from cloud.vertex import EndpointAddress
 from common.errors import UsageError
+from common.record_batch import BATCH_BYTES
 from model_handlers.batch_handler import NAMESPACE, BatchHandler, error_column, outputs_column
 from model_handlers.endpoint import Answers, Endpoint, RequestLimits
 from model_handlers.endpoint_codec import EndpointCodec, InstanceFormat
@@ -48,6 +49,7 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
         parameters: The `parameters` of every request, as the text of a JSON object.
         limits: The limits of requests.
         batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The maximum number of bytes of a batch.
         cache_rows: How many predictions a process caches, for rows that occur again; 0 for no
             cache. Use it only if the endpoint's model does not change while the pipeline runs.
         package: The path of the package, from which a worker reads the files of steps and the
@@ -70,12 +72,13 @@ class VertexEndpointHandler(BatchHandler[Endpoint]):
         parameters: str | None = None,
         limits: RequestLimits | None = None,
         batch_rows: int = BATCH_ROWS,
+        batch_bytes: int = BATCH_BYTES,
         cache_rows: int = 0,
         package: str | None = None,
         trusted_modules: Sequence[str] = (),
         prepare_at: Place = "worker",
     ) -> None:
-        super().__init__(manifest, outputs, batch_rows)
+        super().__init__(manifest, outputs, batch_rows, batch_bytes)
         if cache_rows < 0:
             raise UsageError(f"cache_rows must be at least 0, got {cache_rows}")
         if prepare_at not in get_args(Place):

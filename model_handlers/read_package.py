@@ -120,6 +120,26 @@ def _refuse_digest(path: str, found: str, expected: str, source: str) -> NoRetur
     )
 
 
+def package_bytes(path: str, manifest: Manifest) -> int:
+    """Return the size of the files of a package in bytes, without reading them.
+
+    Args:
+        path: The path of the package.
+        manifest: Its manifest, or the one that was inferred from its model file.
+
+    Raises:
+        ModelError: The size of a file cannot be read.
+    """
+    from apache_beam.io.filesystems import FileSystems
+
+    paths = [path]
+    if not path.endswith(".mar") and _exists(posixpath.join(_folder_of(path), MANIFEST_NAME)):
+        names = (manifest.file, *manifest.files)
+        paths = [posixpath.join(_folder_of(path), name) for name in names]
+    with as_model_error(f"the size of model {path} cannot be read"):
+        return sum(int(FileSystems.get_filesystem(each).size(each)) for each in paths)
+
+
 def read_files(path: str, manifest: Manifest) -> Mapping[str, bytes]:
     """Read the files of a package besides the model file, and check their digests.
 

@@ -12,6 +12,7 @@ import torch
 
 from common.errors import DigestMismatch, UsageError
 from common.memory import keep_freed_memory
+from common.record_batch import BATCH_BYTES, BATCH_ROWS, row_bytes
 from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
 from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import (
@@ -31,11 +32,6 @@ from model_handlers.try_rows import check_golden_rows, check_model
 from model_handlers.writes import may_write_inputs
 
 Precision = Literal["float32", "bf16", "fp16"]
-
-# Measured with the example on 2 cores: the cost of a row in the forward pass is about the same for
-# 4,096 to 32,768 rows, and everything around it costs less the larger the batch is. Larger batches
-# use more memory and gain little.
-BATCH_ROWS = 32_768
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,6 +60,11 @@ def predict_columns(
     )
 
 
+def _input_bytes(manifest: Manifest) -> int:
+    """Return how many bytes the inputs of one row have, at least 1."""
+    return max(sum(row_bytes(spec.arrow_type) for spec in manifest.inputs), 1)
+
+
 class TorchModelHandler(BatchHandler[LoadedModel]):
     """A ModelHandler that runs a PyTorch model over record batches, on the CPU or a CUDA device.
 
@@ -76,6 +77,8 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         precision: float32, or bf16 or fp16 with torch.autocast.
         compile: Whether to use torch.compile; not possible for TorchScript.
         batch_rows: The maximum number of rows in a forward pass.
+        batch_bytes: The maximum number of bytes of a batch, and of the inputs of a forward pass of
+            several rows.
         threads: The number of torch's intra-op threads per process.
         trusted_modules: The top-level modules that the package may import; none by default.
 
@@ -94,15 +97,14 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         precision: Precision = "float32",
         compile: bool = False,
         batch_rows: int = BATCH_ROWS,
+        batch_bytes: int = BATCH_BYTES,
         threads: int = 1,
         trusted_modules: Sequence[str] = (),
     ) -> None:
-        super().__init__(manifest, outputs, batch_rows)
+        super().__init__(manifest, outputs, batch_rows, batch_bytes)
         check_trusted(manifest, trusted_modules)
-        if batch_rows < 1 or threads < 1:
-            raise UsageError(
-                f"batch_rows and threads must be at least 1, got {batch_rows} and {threads}"
-            )
+        if threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads}")
         if precision != "float32" and precision not in _AUTOCAST:
             raise UsageError(f"precision must be float32, bf16 or fp16, got {precision!r}")
         if compile and manifest.format == "torchscript":
@@ -152,7 +154,7 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
             outputs=tuple(self.manifest.output(name) for name in self.outputs),
             device=device,
             copies=device.type == "cpu" and may_write_inputs(module),
-            batch_rows=self.batch_rows,
+            batch_rows=min(self.batch_rows, max(self.batch_bytes // _input_bytes(manifest), 1)),
             autocast=_AUTOCAST.get(self.precision),
         )
         check_model(model)

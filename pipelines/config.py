@@ -25,6 +25,7 @@ class ModelConfig:
             manifest.
         thresholds: Thresholds in place of those of the manifest, by field.
         batch_rows: The maximum number of rows in a batch, and in a forward pass in the worker.
+        batch_bytes: The maximum number of bytes of input in a batch of several rows.
     """
 
     path: str
@@ -36,6 +37,7 @@ class ModelConfig:
     thresholds: Thresholds
     output_schema: OutputSchema
     batch_rows: int
+    batch_bytes: int
 
     @classmethod
     def of(cls, flags: ModelOptions, output_schema: OutputSchema, default_rows: int) -> ModelConfig:
@@ -56,6 +58,7 @@ class ModelConfig:
             thresholds=parse_thresholds(flags.thresholds or ()),
             output_schema=output_schema,
             batch_rows=flags.batch_rows or default_rows,
+            batch_bytes=flags.batch_bytes,
         )
 
 

@@ -107,6 +107,7 @@ def _torch_handler(
         precision=device.precision,
         compile=device.compile,
         batch_rows=model.batch_rows,
+        batch_bytes=model.batch_bytes,
         trusted_modules=model.trusted_modules,
     )
 
@@ -157,4 +158,5 @@ def _endpoint_handler(
         trusted_modules=config.model.trusted_modules,
         prepare_at=way.place,
         batch_rows=config.model.batch_rows,
+        batch_bytes=config.model.batch_bytes,
     )

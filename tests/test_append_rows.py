@@ -28,7 +28,7 @@ from waiting import wait_until
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.errors import OutputError
-from common.record_batch import OUTPUTS
+from common.record_batch import OUTPUTS, sized
 from examples.local_cloud import LocalCloud
 from model_handlers.manifest import Manifest
 from transforms.bigquery import append as append_rows
@@ -39,7 +39,6 @@ from transforms.bigquery.append import (
     DefaultStream,
     append,
     conform_to_table,
-    sized,
 )
 from transforms.bigquery.schema import JSON_METADATA, TableName, arrow_schema, table_fields
 from transforms.encode import choose_fields, encode

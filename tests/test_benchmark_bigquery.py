@@ -24,10 +24,10 @@ from benchmarks.bigquery.sinks import Writing, from_dicts, output_rows, table_ro
 from benchmarks.contestant import ID_COLUMN, Clock, Report, read_report
 from benchmarks.measure import ContestantError, Measured
 from benchmarks.row_costs import costs, ratio, report_rows, take_turns
+from common.record_batch import BATCH_ROWS
 from examples.local_cloud import LocalCloud
 from examples.transactions.data import FEATURES, generate, write_parquet
 from model_handlers.package import read_manifest
-from model_handlers.torch_model import BATCH_ROWS
 from transforms.bigquery.schema import TableName
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

@@ -9,8 +9,8 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from benchmarks.predict_cost import batches, cheap_model
-from common.record_batch import OUTPUTS, SOURCE, struct_columns, typed
-from model_handlers.torch_model import BATCH_ROWS, TorchModelHandler
+from common.record_batch import BATCH_ROWS, OUTPUTS, SOURCE, struct_columns, typed
+from model_handlers.torch_model import TorchModelHandler
 from transforms.predict import Predict
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

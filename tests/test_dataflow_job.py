@@ -212,14 +212,15 @@ def tree(coder: coders.Coder) -> str:
     return f"{type(coder).__name__}({', '.join(parts)})" if parts else type(coder).__name__
 
 
-# These steps shuffle paths, staged files and counts: a few objects for each file, but none for a
-# row.
+# These steps shuffle paths, staged files, counts and figures: a few objects for each file, but none
+# for a row.
 PICKLED = {
     "ScoreRows/Read/SpreadFiles/ReshufflePerKey/GroupByKey",
     "ScoreRows/Read/SpreadRanges/ReshufflePerKey/GroupByKey",
     "ScoreRows/Read/Settle/ByPlace",
     "ScoreRows/Commit/FixStaged/ReshufflePerKey/GroupByKey",
     "ScoreRows/Commit/SumCounts/GroupByKey",
+    "ScoreRows/Scores/Merge/CombinePerKey/GroupByKey",
 }
 
 

@@ -27,7 +27,6 @@ from common.record_batch import to_rows
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.json_rows.decode import decode_rows
 from transforms.json_rows.row_format import RowFormat, read_plain
-from transforms.messages import decode as module
 from transforms.messages.avro_revisions import AvroRevisions
 from transforms.messages.decode import DecodeMessages, MessageFormat, decode_messages
 from transforms.messages.message import ATTEMPTS, REPLAYED_ID, Message, serialize
@@ -881,12 +880,10 @@ def test_messages_of_any_shape_are_read_or_refused(
 def test_batches_of_a_bundle_are_limited_by_rows_and_by_bytes_and_no_message_is_lost(
     make_manifest: Make,
     provenance: Provenance,
-    monkeypatch: pytest.MonkeyPatch,
     as_list: bool,
     batch_rows: int,
     batch_bytes: int,
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_BYTES", batch_bytes)
     bodies = [GOOD if i % 3 else b"{" for i in range(20)]
     messages: list[Any] = [serialize(message) for message in messages_of(bodies)]
     expected = {f"m{i}": body for i, body in enumerate(bodies)}
@@ -905,7 +902,7 @@ def test_batches_of_a_bundle_are_limited_by_rows_and_by_bytes_and_no_message_is_
         read = (
             pipeline
             | beam.Create([messages] if as_list else messages)
-            | DecodeMessages(json_format(make_manifest()), provenance, batch_rows)
+            | DecodeMessages(json_format(make_manifest()), provenance, batch_rows, batch_bytes)
         )
         assert_that(read.good, check(GOOD), label="good")
         assert_that(read.failures, check(b"{"), label="failures")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from cloud.endpoints import Endpoints
 from common.errors import UsageError
+from common.record_batch import BATCH_BYTES
 from pipelines.batch_local import COMMAND
 from pipelines.beam_args import beam_flags, beam_options, runs_in_process
 from pipelines.command import Command
@@ -198,6 +199,7 @@ def test_a_stream_uses_the_given_number_of_rows_per_batch(
     fields = stream_fields(config.model, None, manifest)
     handler = make_handler(config, manifest, fields, PipelineOptions([]), Endpoints())
     assert handler.batch_rows == wanted
+    assert config.model.batch_bytes == handler.batch_bytes == BATCH_BYTES
 
 
 @pytest.mark.parametrize(
@@ -239,6 +241,7 @@ def test_a_wrong_value_is_a_usage_error_that_names_the_flag(argv: tuple[str, ...
     ("argv", "message"),
     [
         (("--batch_rows", "0"), "--batch_rows must be at least 1, got 0"),
+        (("--batch_bytes", "0"), "--batch_bytes must be at least 1, got 0"),
         (("--batch_rows", "1.5"), "--batch_rows must be a whole number, got 1.5"),
         (("--batch_rows",), "--batch_rows needs a value; see --help"),
         (

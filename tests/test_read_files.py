@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from property_tests import examples
 
 from common.errors import InputError
+from common.record_batch import BATCH_BYTES, SOURCE
 from model_handlers.manifest import InputSpec
 from transforms.accounts import joined
 from transforms.files import ranges as file_ranges
@@ -47,11 +48,13 @@ def read_file(
     columns: Columns,
     batch_rows: int = 8192,
     file_format: FileFormat | None = None,
+    batch_bytes: int = BATCH_BYTES,
+    *,
     cut_rows: int | None = None,
 ) -> Iterator[Decoded]:
     (file,) = match_files([str(path)])
     for part in split_file(plan_file(file, file_format), cut_rows):
-        yield from read_range(part, columns, batch_rows)
+        yield from read_range(part, columns, batch_rows, batch_bytes)
 
 
 def rows_of(parts: Iterator[Decoded]) -> tuple[dict[str, Any], dict[str, tuple[bytes, str]]]:
@@ -92,7 +95,10 @@ JSON_LINE = st.one_of(
     st.data(),
     st.sampled_from([b"\n", b"\r\n"]),
     st.booleans(),
-    st.lists(st.tuples(st.integers(1, 80), st.integers(1, 40), st.integers(1, 4)), max_size=4),
+    st.lists(
+        st.tuples(st.integers(1, 80), st.integers(1, 40), st.integers(1, 4), st.integers(1, 90)),
+        max_size=4,
+    ),
 )
 def test_ids_and_rows_of_text_do_not_depend_on_how_it_is_split(
     make_manifest: Make,
@@ -101,7 +107,7 @@ def test_ids_and_rows_of_text_do_not_depend_on_how_it_is_split(
     data: st.DataObject,
     end: bytes,
     ended: bool,
-    cuts: list[tuple[int, int, int]],
+    cuts: list[tuple[int, int, int, int]],
 ) -> None:
     lines = data.draw(st.lists(CSV_LINE if suffix == "csv" else JSON_LINE, max_size=8))
     head = [b"a,b,c"] if suffix == "csv" else []
@@ -116,15 +122,47 @@ def test_ids_and_rows_of_text_do_not_depend_on_how_it_is_split(
         prefix, offset = row_id.split("-")
         assert prefix == id_prefix(str(path))
         assert text[int(offset) :].lstrip().startswith(payload)
-    for range_bytes, block_bytes, batch_rows in cuts:
+    for range_bytes, block_bytes, batch_rows, batch_bytes in cuts:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(file_ranges, "RANGE_BYTES", range_bytes)
             patch.setattr(text_lines, "BLOCK_BYTES", block_bytes)
-            rows, failed = rows_of(read_file(path, columns, batch_rows))
+            rows, failed = rows_of(read_file(path, columns, batch_rows, None, batch_bytes))
         assert failed == whole[1]
         assert {i: as_numbers(row) for i, row in rows.items()} == {
             i: as_numbers(row) for i, row in whole[0].items()
         }
+
+
+def test_no_more_of_a_wide_parquet_file_is_read_at_once_than_a_batch_may_have(
+    make_manifest: Make, tmp_path: Path
+) -> None:
+    # Equal values take no space in the file, and texts none in the types of its columns.
+    numbers = {name: pa.array([1.0] * 1_000) for name in "abc"}
+    text = pa.array(["x" * 100 + str(i) for i in range(1_000)])
+    pq.write_table(pa.table({**numbers, "long": text}), tmp_path / "rows.parquet")
+    for keep, row in (((), 24), (("long",), 124)):
+        columns = Columns(make_manifest(), None, keep)
+        parts = read_file(tmp_path / "rows.parquet", columns, batch_bytes=10 * row)
+        read = [part.batch.column(SOURCE) for part in parts if part.batch is not None]
+        # The buffers are those that Arrow has read, of which a batch may be a slice.
+        largest = max(sum(b.size for b in column.buffers() if b is not None) for column in read)
+        assert largest < 20 * row + 1_000
+        assert sum(len(column) for column in read) == 1_000
+
+
+@pytest.mark.parametrize("document", [True, False])
+def test_json_rows_are_cut_by_the_bytes_of_their_text(
+    make_manifest: Make, tmp_path: Path, document: bool
+) -> None:
+    short = '{"a":1,"b":2,"c":3}'
+    rows = [short, short[:-1] + ',"d":"' + "x" * 90 + '"}'] * 20
+    text = "[\n" + ",\n".join(rows) + "\n]" if document else "\n".join(rows)
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    parts = read_file(path, Columns(make_manifest()), batch_bytes=280)
+    sizes = [part.batch.num_rows for part in parts if part.batch is not None]
+    assert sum(sizes) == 40
+    assert set(sizes) == {4}
 
 
 def as_numbers(row: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +176,7 @@ def as_numbers(row: dict[str, Any]) -> dict[str, Any]:
     st.integers(1, 12),
     st.none() | st.integers(1, 10),
     st.integers(1, 10),
+    st.integers(1, 200),
     st.sampled_from([None, "id"]),
 )
 def test_parquet_rows_are_read_once_and_in_order(
@@ -147,6 +186,7 @@ def test_parquet_rows_are_read_once_and_in_order(
     range_rows: int,
     cut_rows: int | None,
     batch_rows: int,
+    batch_bytes: int,
     id_column: str | None,
 ) -> None:
     total = sum(groups)
@@ -169,10 +209,12 @@ def test_parquet_rows_are_read_once_and_in_order(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_ranges, "RANGE_ROWS", range_rows)
         columns = Columns(make_manifest(), id_column)
-        parts = list(read_file(path, columns, batch_rows, cut_rows=cut_rows))
+        parts = list(read_file(path, columns, batch_rows, None, batch_bytes, cut_rows=cut_rows))
     assert joined(part.span for part in parts if part.span) == ([(0, total)] if total else [])
     batches = [part.batch for part in parts if part.batch is not None]
     assert all(batch.num_rows <= batch_rows for batch in batches)
+    # The columns that are read take more than 14 bytes a row.
+    assert all(batch.num_rows <= max(batch_bytes // 14, 1) for batch in batches)
     rows = [row for batch in batches for row in batch.to_pylist()]
     expected = ["c", "b", "a"] if id_column is None else ["c", "id", "b", "a"]
     assert all(list(row["source"]) == expected for row in rows)

@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.record_batch import (
+    VARIABLE_BYTES,
     RecordBatchCoder,
     concat_batches,
     derived_ids,
     rebatch,
+    row_bytes,
     slices,
     source_batch,
     struct_columns,
@@ -146,6 +148,34 @@ def test_batches_pass_between_processes(tmp_path: Path, multi_processing: dict[s
         )
     assert (tmp_path / "3").read_text() == "[0, 1, 2]"
     assert (tmp_path / "5").read_text() == "[0, 1, 2, 3, 4]"
+
+
+@given(st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=8), st.integers(1, 99))
+def test_rebatching_by_bytes_keeps_rows_order_and_bounds(texts: list[list[int]], size: int) -> None:
+    parts = [pa.record_batch({"a": pa.array(["x" * n for n in part])}) for part in texts]
+    for rows in (5, 1_000):
+        result = list(rebatch(parts, rows, size))
+        found = [len(v) for batch in result for v in batch.column("a").to_pylist()]
+        assert found == [n for part in texts for n in part]
+        assert all(0 < batch.num_rows <= rows for batch in result)
+        assert all(batch.num_rows == 1 or batch.nbytes <= size for batch in result)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        (pa.float64(), 8),
+        (pa.bool_(), 1),
+        (pa.list_(pa.float32(), 500), 2_000),
+        (pa.struct([("a", pa.int16()), ("b", pa.timestamp("us"))]), 10),
+        (pa.dictionary(pa.int32(), pa.string()), 4),
+        (pa.string(), VARIABLE_BYTES),
+        (pa.list_(pa.float64()), VARIABLE_BYTES),
+    ],
+    ids=str,
+)
+def test_the_size_of_a_row_follows_from_its_type(kind: pa.DataType, size: int) -> None:
+    assert row_bytes(kind) == size
 
 
 @given(st.lists(st.integers(0, 12), max_size=8), st.integers(1, 9), st.integers(0, 7))

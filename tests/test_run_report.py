@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import BalanceError
+from transforms.accounts import Count
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault, failure_batch
+from transforms.decisions import CountDecisions
 from transforms.files.destination import Destination, FolderDestination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.files.stage import StageFiles
 from transforms.provenance import Provenance, utc_now
 from transforms.run_report import CommitRun, CountFailures, CountRows, build_report, count_failures
+from transforms.score_figures import DescribeScores, Figures
 
 Counts = dict[tuple[str, ...], int]
 Run = tuple[Counts, list[StagedFile], list[Destination]]
@@ -253,6 +257,56 @@ def test_each_destination_of_a_part_gets_all_its_rows(
     assert found == {"scores": 3, "scores_again": 3, "dead_letters": 1, "dead_letters_again": 1}
     assert json.loads((tmp_path / "out/r/report.json").read_text())["rows_written"] == found
     assert not (tmp_path / "again/r/report.json").exists()
+
+
+# What reached the commit of a run in this process: the sizes of its three inputs.
+arrived: list[tuple[int, ...]] = []
+
+
+class CountingCommit(CommitRun):
+    """A commit that notes how many counts, files and figures it receives."""
+
+    def _commit(
+        self,
+        _: None,
+        counts: Iterable[Count],
+        staged: Iterable[StagedFile],
+        scores: Iterable[Figures] = (),
+    ) -> dict[str, Any]:
+        lists = list(counts), list(staged), list(scores)
+        arrived.append(tuple(len(elements) for elements in lists))
+        return super()._commit(_, *lists)
+
+
+@pytest.mark.parametrize("batches", [1, 4_000])
+def test_what_reaches_the_commit_does_not_grow_with_the_number_of_batches(
+    folder: RunFolder, provenance: Provenance, batches: int
+) -> None:
+    arrived.clear()
+    each = 8_000 // batches
+    rows = pa.record_batch({"score": [0.0, 3.0] * (each // 2), "class": ["a", "b"] * (each // 2)})
+    files = [staged(folder, SCORES, 8_000)]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        good = pipeline | beam.Create([batches]) | beam.FlatMap(lambda count: [rows] * count)
+        counts = (
+            good | CountRows("read"),
+            good | "Scored" >> CountRows("scored"),
+            good | CountDecisions(("class",)),
+        ) | beam.Flatten()
+        written = pipeline | "Staged" >> beam.Create(files)
+        figures = good | DescribeScores("score")
+        commit = CountingCommit(destinations_of(folder), folder, {}, decisions=("class",))
+        report = (counts, written, figures) | commit
+        assert_that(report, lambda found: _check_figures(*found))
+    assert arrived == [(4, 1, 1)]
+
+
+def _check_figures(report: dict[str, Any]) -> None:
+    assert report["rows_scored"] == 8_000
+    assert report["decisions"] == {"class": {"rows": {"a": 4_000, "b": 4_000}, "others": 0}}
+    scores = report["scores"]
+    assert (scores["mean"], scores["min"], scores["max"]) == (1.5, 0.0, 3.0)
+    assert scores["std"] == pytest.approx(1.5, rel=1e-4)
 
 
 def rows_in(path: Path) -> int:

@@ -6,11 +6,12 @@ from random import Random
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.score_figures import DescribeScores, as_report, describe_scores, merge
+from transforms.score_figures import DescribeScores, Figures, as_report, describe_scores, merge
 
 VALUES = st.lists(st.floats(-1e6, 1e6), max_size=40)
 
@@ -44,9 +45,15 @@ def test_figures_are_the_usual_statistics() -> None:
     assert as_report(describe_scores(np.array([7]))) == {"mean": 7, "std": 0, "min": 7, "max": 7}
 
 
-def test_the_transform_returns_one_element_per_batch() -> None:
-    batches = [pa.record_batch({"score": [1.0, 2.0]}), pa.record_batch({"score": [6.0]})]
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [([], []), ([[1.0, 2.0]], [(2, 1.5, 0.5, 1, 2)]), ([[1, 2], [6]], [(3, 3.0, 14.0, 1, 6)])],
+)
+def test_the_transform_returns_one_element_for_all_batches(
+    batches: list[list[float]], expected: list[Figures]
+) -> None:
+    rows = [pa.record_batch({"score": pa.array(values, pa.float64())}) for values in batches]
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
-        figures = pipeline | beam.Create(batches) | DescribeScores("score")
-        assert_that(figures, equal_to([(2, 1.5, 0.5, 1.0, 2.0), (1, 6.0, 0.0, 6.0, 6.0)]))
+        figures = pipeline | beam.Create(rows) | DescribeScores("score")
+        assert_that(figures, equal_to(expected))
     assert as_report(merge([])) is None

@@ -412,6 +412,39 @@ def test_a_handler_runs_within_the_keyed_handler_of_beam(package: Package, sever
 # Rows at fault.
 
 
+@pytest.mark.parametrize(("batch_bytes", "most"), [(1, 1), (12, 1), (40, 3), (1 << 20, 16)])
+def test_a_forward_pass_is_bounded_by_the_bytes_of_its_inputs(
+    package: Package, batch_bytes: int, most: int
+) -> None:
+    # The three features of a row are 12 bytes.
+    handler = TorchModelHandler(*package(Sum(), SUM), batch_rows=16, batch_bytes=batch_bytes)
+    assert handler.load_model().batch_rows == most
+
+
+@given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 40), st.integers(1, 4_000))
+def test_batches_that_are_gathered_for_a_call_are_within_both_limits(
+    sizes: list[int], batch_rows: int, batch_bytes: int
+) -> None:
+    manifest = Manifest(
+        name="m",
+        version="1",
+        format="torchscript",
+        file="m.pt",
+        sha256="0" * 64,
+        inputs=(FEATURES,),
+        outputs=SUM,
+    )
+    handler = TorchModelHandler("m", manifest, batch_rows=batch_rows, batch_bytes=batch_bytes)
+    size_of = handler.batch_elements_kwargs()["element_size_fn"]
+    batches = [features(rows_of(count)) for count in sizes]
+    parts = [size_of(batch) for batch in batches]
+    # Beam adds elements up as long as they are no more than a full batch.
+    assert all(part <= batch_rows for part in parts)
+    if len(batches) > 1 and sum(parts) <= batch_rows and max(parts) < batch_rows:
+        assert sum(batch.num_rows for batch in batches) <= batch_rows
+        assert sum(batch.nbytes for batch in batches) <= batch_bytes
+
+
 @pytest.mark.parametrize("kind", ["torchscript", "state_dict"])
 @pytest.mark.parametrize("batch_rows", [1, 7, 1000])
 def test_exactly_the_rows_on_which_the_model_raises_fail(
@@ -858,8 +891,9 @@ def test_auto_uses_the_gpu_if_there_is_one() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"batch_rows": 0}, "must be at least 1, got 0 and 1"),
-        ({"threads": 0}, r"must be at least 1, got \d+ and 0"),
+        ({"batch_rows": 0}, r"must be at least 1, got 0 and \d+"),
+        ({"batch_bytes": 0}, r"must be at least 1, got \d+ and 0"),
+        ({"threads": 0}, "must be at least 1, got 0"),
         ({"precision": "int8"}, "precision must be float32, bf16 or fp16, got 'int8'"),
         ({"compile": True}, "compile is not possible for a TorchScript model; use a .pt2"),
     ],

@@ -136,8 +136,10 @@ class CommitRun(beam.PTransform):
     """A transform that commits a run once its counts balance, and returns its report.
 
     The input is a tuple of the counts and the staged files. A third collection, of
-    transforms.score_figures.Figures, adds statistics of the scores to the report. If the counts
-    do not balance, the rows stay in the staging folder and the pipeline fails.
+    transforms.score_figures.Figures, adds statistics of the scores to the report. One worker
+    receives the sums of the counts, the names of the files and the figures, but nothing for each
+    batch. If the counts do not balance, the rows stay in the staging folder and the pipeline
+    fails.
 
     Attributes:
         destinations: Where the staged files go.

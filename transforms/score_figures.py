@@ -55,7 +55,10 @@ def as_report(figures: Figures) -> dict[str, float] | None:
 
 @dataclass
 class DescribeScores(beam.PTransform):
-    """A transform from batches of output rows to the figures of their scores.
+    """A transform from batches of output rows to the figures of all their scores, in one element.
+
+    The figures are merged where they are computed, so a run of many batches takes no more memory
+    than one of few. No batch, no element.
 
     Attributes:
         column: The column of the score, which holds finite numbers.
@@ -67,5 +70,6 @@ class DescribeScores(beam.PTransform):
         return describe_scores(rows.column(self.column).to_numpy(zero_copy_only=False))
 
     def expand(self, rows: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Figures]:
-        """Apply one Map."""
-        return rows | "Describe" >> beam.Map(self._describe).with_output_types(Figures)
+        """Describe each batch, and merge the figures of all."""
+        described = rows | "Describe" >> beam.Map(self._describe).with_output_types(Figures)
+        return described | "Merge" >> beam.CombineGlobally(merge).without_defaults()

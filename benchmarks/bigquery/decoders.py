@@ -26,11 +26,10 @@ from google.cloud.bigquery_storage_v1 import reader, types
 from benchmarks.bigquery.recording import Recording, ReplayingClient, ReplayingCloud
 from benchmarks.contestant import ID_COLUMN, timed
 from benchmarks.row_costs import report_rows
-from common.record_batch import INPUTS, ROW_ID, rebatch, struct_columns
+from common.record_batch import BATCH_ROWS, INPUTS, ROW_ID, rebatch, struct_columns
 from examples.transactions.data import FEATURES
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
-from model_handlers.torch_model import BATCH_ROWS
 from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName
 from transforms.bigquery.session import ReadStream, read_stream

@@ -30,8 +30,8 @@ from google.cloud.bigquery_storage_v1 import types
 from benchmarks.contestant import LATENT, LATENT_OUTPUT, SCORE_OUTPUT, timed
 from benchmarks.row_costs import report_rows
 from cloud.clients import Cloud
-from common.record_batch import OUTPUTS, ROW_ID, SOURCE, derived_ids, slices, to_rows
-from transforms.bigquery.append import BATCH_BYTES, DefaultStream, append, conform_to_table, sized
+from common.record_batch import OUTPUTS, ROW_ID, SOURCE, derived_ids, sized, slices, to_rows
+from transforms.bigquery.append import BATCH_BYTES, DefaultStream, append, conform_to_table
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
 from transforms.encode import OutputFields, encode

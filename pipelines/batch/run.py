@@ -13,6 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 import orjson
+import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from cloud.clients import Cloud
@@ -23,6 +24,7 @@ from common.errors import TooFewRows, TooManyDeadLetters
 from common.terminal import is_terminal, output_may_close, print_facts
 from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
+from model_handlers.read_package import package_bytes
 from model_handlers.thresholds import check_used, thresholds_flag, thresholds_of
 from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
@@ -33,19 +35,21 @@ from pipelines.batch.destinations import (
 )
 from pipelines.batch.graph import ScoreRows
 from pipelines.batch.in_process import quiet_workers, run_in_process
+from pipelines.batch.memory import check_memory_needed, work_of
 from pipelines.batch.pace import scorer_of
 from pipelines.batch.progress import progress_line
 from pipelines.batch.report_text import STYLES, run_facts
 from pipelines.batch.sources import Source, open_source
 from pipelines.batch.spread import Choice, choose
 from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
-from pipelines.cloud_access import make_cloud
+from pipelines.cloud_access import GCS, make_cloud
 from pipelines.command import say
 from pipelines.config import ModelConfig
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
 from pipelines.handlers import Handler, make_handler, read_model, scoring_manifest
 from pipelines.options.flag import Parsed
+from pipelines.worker_memory import Work
 from pipelines.workers import worker_cpus
 from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
 from transforms.files.commit import abandon, is_in_place
@@ -190,6 +194,7 @@ def score_rows(
     schema = output_schema(fields, manifest, provenance, source.schema)
     rows = RowsToWrite(schema, fields.time_column, provenance)
     destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
+    check_memory_needed(_work(scoring, source, schema, destinations), options)
     if source.results is not None and not is_dry_run(options):
         source.results.prepare()
     for destination in destinations:
@@ -211,6 +216,26 @@ def score_rows(
         launcher=os.getpid() if runs_in_process(options) else None,
         results=source.results,
         spread=SpreadBatches(config.model.batch_rows) if source.spread else None,
+    )
+
+
+def _work(
+    scoring: Scoring, source: Source, schema: pa.Schema, destinations: list[Destination]
+) -> Work:
+    """Return what one thread of the run holds in memory."""
+    model, behind_endpoint = (
+        scoring.config.model,
+        isinstance(scoring.handler, VertexEndpointHandler),
+    )
+    return work_of(
+        model,
+        scoring.manifest,
+        scoring.fields,
+        package_bytes=0 if behind_endpoint else package_bytes(model.path, scoring.manifest),
+        source=source.schema,
+        written=schema,
+        writers=sum(destination.part == SCORES for destination in destinations),
+        remote=source.names[0].startswith(GCS),
     )
 
 

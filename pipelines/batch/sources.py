@@ -27,6 +27,7 @@ from pipelines.batch.input_files import (
     with_formats,
 )
 from pipelines.batch.spread import Volume
+from pipelines.config import ModelConfig
 from transforms.bigquery.query_table import QueryTable
 from transforms.bigquery.read import ReadBigQuery
 from transforms.encode import OutputFields
@@ -107,7 +108,7 @@ def open_source(
             columns,
             fields,
             provenance=provenance,
-            batch_rows=config.model.batch_rows,
+            model=config.model,
             range_rows=config.range_rows,
             present=present,
         )
@@ -119,7 +120,7 @@ def open_source(
         fields,
         cloud=cloud,
         folder=folder,
-        batch_rows=config.model.batch_rows,
+        model=config.model,
         cpus=cpus,
     )
 
@@ -130,7 +131,7 @@ def _open_files(
     fields: OutputFields,
     *,
     provenance: Provenance,
-    batch_rows: int,
+    model: ModelConfig,
     range_rows: int | None,
     present: pa.Schema,
 ) -> Source:
@@ -143,7 +144,7 @@ def _open_files(
     )
     if lake is not None:
         _check_ranges(source, "a Delta Lake or Iceberg table is read file by file")
-        return _open_lake(lake, columns, fields, batch_rows)
+        return _open_lake(lake, columns, fields, model)
     if source.table_version is not None:
         raise UsageError(
             "--table_version needs one --input_files, the folder of a Delta Lake or Iceberg table, "
@@ -160,7 +161,8 @@ def _open_files(
         columns=columns,
         provenance=provenance,
         file_format=source.file_format,
-        batch_rows=batch_rows,
+        batch_rows=model.batch_rows,
+        batch_bytes=model.batch_bytes,
         dialect=source.dialect,
         conditions=source.conditions,
         range_rows=range_rows,
@@ -192,7 +194,7 @@ def _check_ranges(source: Files, why: str) -> None:
 
 
 def _open_lake(
-    lake: LakeVersion, columns: Columns, fields: OutputFields, batch_rows: int
+    lake: LakeVersion, columns: Columns, fields: OutputFields, model: ModelConfig
 ) -> Source:
     """Return a table of Delta Lake or Apache Iceberg as a source, after checking its columns."""
     table = lake.open()
@@ -203,7 +205,12 @@ def _open_lake(
         raise InputError(f"the input is empty: {lake.place} has no rows")
     check_columns(schema, lake.place, columns, fields)
     return Source(
-        transform=ReadLake(named=lake, columns=columns, batch_rows=batch_rows),
+        transform=ReadLake(
+            named=lake,
+            columns=columns,
+            batch_rows=model.batch_rows,
+            batch_bytes=model.batch_bytes,
+        ),
         schema=schema,
         names=(lake.folder.root,),
         table_version=lake.version,
@@ -217,7 +224,7 @@ def _open_bigquery(
     *,
     cloud: Cloud,
     folder: RunFolder | None,
-    batch_rows: int,
+    model: ModelConfig,
     cpus: int,
 ) -> Source:
     """Return a table or a query as a source, after checking its columns."""
@@ -236,7 +243,8 @@ def _open_bigquery(
     transform = ReadBigQuery(
         source=found.source,
         columns=columns,
-        batch_rows=batch_rows,
+        batch_rows=model.batch_rows,
+        batch_bytes=model.batch_bytes,
         method=source.method,
         folder=folder,
         results=found.results,

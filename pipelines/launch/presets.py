@@ -14,10 +14,11 @@ from typing import Any
 from cloud.regions import region_fault
 from common.errors import UsageError
 from pipelines.dataflow.facts import labels_of
+from pipelines.dataflow.machine_types import ONE_PROCESS
 from pipelines.options.launch import LaunchOptions
 
 _DRIVER = "install-nvidia-driver"
-ONE_PROCESS, MPS = "no_use_multiple_sdk_containers", "use_nvidia_mps"
+MPS = "use_nvidia_mps"
 # The machine family for each type of GPU. A2, A3 and G2 machines come with their GPUs; GPUs are
 # attached only to N1 machines.
 _MACHINES = {

@@ -77,6 +77,14 @@ class ModelOptions:
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
+    batch_bytes: int = flag(
+        "maximum number of bytes of input in a batch, for wide rows; a row that is larger is a "
+        "batch of its own",
+        256 << 20,
+        label="Bytes per batch",
+        param_type="NUMBER",
+        form=AT_LEAST_1,
+    )
 
 
 @dataclass(frozen=True)

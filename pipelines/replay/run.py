@@ -116,16 +116,16 @@ def _replay(
             message_format=read,
             provenance=provenance,
             batch_rows=config.model.batch_rows,
+            batch_bytes=config.model.batch_bytes,
         )
         return Source(
             transform=source, schema=schema, names=found.names, lineage=_lineage(config, found)
         )
 
-    handler = make_handler(config, model, fields, options, endpoints)
     scoring = Scoring(
         name=name,
         config=config,
-        handler=handler,
+        handler=make_handler(config, model, fields, options, endpoints),
         manifest=manifest,
         packaged=thresholds_of(model),
         fields=fields,

@@ -25,7 +25,7 @@ from transforms.bigquery.schema import TableName
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import EncodeRows, OutputFields
 from transforms.files.windows import WriteWindows
-from transforms.messages.decode import DecodeMessages, MessageFormat
+from transforms.messages.decode import MESSAGE_BYTES, DecodeMessages, MessageFormat
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.publish import PublishBatches
 from transforms.predict import Predict
@@ -57,6 +57,7 @@ class ScoreStream(beam.PTransform):
         deduplicate_seconds: As in StreamConfig.
         max_batch_wait_ms: As in StreamConfig.
         batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The maximum number of bytes of a batch, as for DecodeMessages.
         names: The names that rows are expected to have, and the flag that names each. A worker
             logs a warning if its first rows lack one.
     """
@@ -74,6 +75,7 @@ class ScoreStream(beam.PTransform):
     deduplicate_seconds: int | None = None
     max_batch_wait_ms: int | None = None
     batch_rows: int = 4_096
+    batch_bytes: int = MESSAGE_BYTES
     names: Mapping[str, str] = field(default_factory=dict)
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[pa.RecordBatch]:
@@ -84,7 +86,9 @@ class ScoreStream(beam.PTransform):
         if self.max_batch_wait_ms is not None:
             gather = GatherMessages(self.batch_rows, self.max_batch_wait_ms)
             messages = messages | "Gather" >> gather
-        decode = DecodeMessages(self.message_format, self.provenance, self.batch_rows)
+        decode = DecodeMessages(
+            self.message_format, self.provenance, self.batch_rows, self.batch_bytes
+        )
         read = messages | "Decode" >> decode
         predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
         predicted = read.good | "Predict" >> predict

@@ -47,7 +47,7 @@ class KeptModelHandler(BatchHandler[Any]):
     """A handler that keeps the model of another handler loaded as long as the process lives."""
 
     def __init__(self, handler: BatchHandler[Any]) -> None:
-        super().__init__(handler.manifest, handler.outputs, handler.batch_rows)
+        super().__init__(handler.manifest, handler.outputs, handler.batch_rows, handler.batch_bytes)
         self.package, self.code = handler.package, handler.code
         self._handler = handler
         self.package, self.code = handler.package, handler.code

@@ -163,6 +163,7 @@ def score_stream(
         deduplicate_seconds=config.deduplicate_seconds,
         max_batch_wait_ms=config.max_batch_wait_ms,
         batch_rows=config.model.batch_rows,
+        batch_bytes=config.model.batch_bytes,
     )
     if is_dry_run(options) or options.view_as(GoogleCloudOptions).update:
         if is_dry_run(options):

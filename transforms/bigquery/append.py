@@ -34,7 +34,7 @@ from cloud.errors import current_call, is_passing, short_reason, translate_error
 from common.errors import OutputError
 from common.memory import check_memory
 from common.plain_json import to_json
-from common.record_batch import concat_batches, to_rows
+from common.record_batch import concat_batches, sized, to_rows
 from common.retry_notices import Retried
 from model_handlers.isolate import isolate
 from model_handlers.without_values import without_cells
@@ -85,16 +85,6 @@ def append(
             refused[int(left[index])] = message
         left = np.delete(left, list(faults))
     return refused
-
-
-def sized(rows: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
-    """Yield slices that cover a batch in order, each of at most `limit` bytes or of one row."""
-    if rows.nbytes > limit and rows.num_rows > 1:
-        half = rows.num_rows // 2
-        yield from sized(rows.slice(0, half), limit)
-        yield from sized(rows.slice(half), limit)
-    elif rows.num_rows:
-        yield rows
 
 
 def conform_to_table(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -19,7 +19,7 @@ from google.cloud import bigquery
 
 from cloud.errors import retry, translate_errors
 from common.errors import InputError
-from common.record_batch import rebatch, typed
+from common.record_batch import BATCH_BYTES, BATCH_ROWS, rebatch, typed
 from transforms.accounts import Settle, expect_rows, rows_read, taken, unknown_rows
 from transforms.bigquery.jobs import job_id, run_job
 from transforms.bigquery.query_table import QueryTable
@@ -97,6 +97,7 @@ class ReadBigQuery(beam.PTransform):
         source: The table or the query.
         columns: The columns to read.
         batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The maximum number of bytes of a batch that has several rows.
         method: `direct` reads with the Storage Read API, `export` exports to Parquet files first.
         folder: The run's folder, in which an export stages its files. The caller deletes them
             after the pipeline.
@@ -108,7 +109,8 @@ class ReadBigQuery(beam.PTransform):
 
     source: BigQuerySource
     columns: Columns
-    batch_rows: int = 32_768
+    batch_rows: int = BATCH_ROWS
+    batch_bytes: int = BATCH_BYTES
     method: ReadMethod = "direct"
     folder: RunFolder | None = None
     results: QueryTable | None = None
@@ -144,7 +146,13 @@ class ReadBigQuery(beam.PTransform):
         # Reading Parquet creates no dead letters, so this provenance is never written.
         unused = Provenance.of(self.columns.manifest)
         read = read_matched(
-            extracted.files, self.columns, unused, "parquet", batch_rows=self.batch_rows, hive=False
+            extracted.files,
+            self.columns,
+            unused,
+            "parquet",
+            batch_rows=self.batch_rows,
+            batch_bytes=self.batch_bytes,
+            hive=False,
         )
         counts = (read.counts, extracted.counts) | "AllCounts" >> beam.Flatten()
         return read._replace(counts=counts)
@@ -189,7 +197,7 @@ class ReadBigQuery(beam.PTransform):
         cloud, place, rows = self.source.cloud, self.source.label, 0
         with translate_errors(InputError, f"reading {self.source.label} failed part-way"):
             batches = read_stream(stream, cloud.bigquery_read(), cloud.retry_seconds)
-            for batch in rebatch(batches, self.batch_rows):
+            for batch in rebatch(batches, self.batch_rows, self.batch_bytes):
                 yield self.columns.with_ids(batch, "", _NO_POSITIONS)
                 rows += batch.num_rows
         ended = taken(place, "streams", stream.number, stream.number + 1)

@@ -10,7 +10,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.io.filesystem import FileMetadata
 
-from common.record_batch import typed
+from common.record_batch import BATCH_BYTES, BATCH_ROWS, typed
 from transforms.accounts import (
     Count,
     Entry,
@@ -59,14 +59,16 @@ class _ReadRangeDoFn(beam.DoFn):
     each file go to the output `entries`.
     """
 
-    def __init__(self, columns: Columns, provenance: Provenance, batch_rows: int) -> None:
+    def __init__(
+        self, columns: Columns, provenance: Provenance, batch_rows: int, batch_bytes: int
+    ) -> None:
         self._columns = columns
         self._provenance = provenance
-        self._batch_rows = batch_rows
+        self._batch_rows, self._batch_bytes = batch_rows, batch_bytes
 
     def process(self, part: FileRange) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
         spans, rows = [], 0
-        for decoded in read_range(part, self._columns, self._batch_rows):
+        for decoded in read_range(part, self._columns, self._batch_rows, self._batch_bytes):
             yield from emit(decoded, self._provenance)
             spans += [] if decoded.span is None else [decoded.span]
             rows += decoded.rows
@@ -95,6 +97,7 @@ def read_matched(
     file_format: FileFormat | None,
     *,
     batch_rows: int,
+    batch_bytes: int = BATCH_BYTES,
     dialect: Dialect = PLAIN,
     hive: bool = True,
     range_rows: int | None = None,
@@ -110,6 +113,7 @@ def read_matched(
         provenance: The run and the model that dead letters name.
         file_format: The format of all files, or None to detect it from each file's suffix.
         batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The maximum number of bytes of a batch that has several rows.
         dialect: How CSV files are written.
         hive: Whether folders of the form NAME=VALUE are columns.
         range_rows: The number of rows of a range of a Parquet file (see `split_file`).
@@ -122,7 +126,7 @@ def read_matched(
         | "Split" >> beam.FlatMap(split_file, range_rows)
         | "SpreadRanges" >> beam.Reshuffle()
         | "Read"
-        >> beam.ParDo(_ReadRangeDoFn(columns, provenance, batch_rows)).with_outputs(
+        >> beam.ParDo(_ReadRangeDoFn(columns, provenance, batch_rows, batch_bytes)).with_outputs(
             "failures", "entries", main="good"
         )
     )
@@ -141,6 +145,7 @@ class ReadFiles(beam.PTransform):
         provenance: The run and the model that dead letters name.
         file_format: The format of all files, or None to detect it from each file's suffix.
         batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The maximum number of bytes of a batch that has several rows.
         dialect: How CSV files are written.
         conditions: The conditions on folders of the form NAME=VALUE that a file must fulfil.
         range_rows: The number of rows of a range of a Parquet file; larger row groups are cut. None
@@ -151,7 +156,8 @@ class ReadFiles(beam.PTransform):
     columns: Columns
     provenance: Provenance
     file_format: FileFormat | None = None
-    batch_rows: int = 32_768
+    batch_rows: int = BATCH_ROWS
+    batch_bytes: int = BATCH_BYTES
     dialect: Dialect = PLAIN
     conditions: tuple[Condition, ...] = ()
     range_rows: int | None = None
@@ -166,6 +172,7 @@ class ReadFiles(beam.PTransform):
             self.provenance,
             self.file_format,
             batch_rows=self.batch_rows,
+            batch_bytes=self.batch_bytes,
             dialect=self.dialect,
             range_rows=self.range_rows,
         )

@@ -9,7 +9,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from common.record_batch import rebatch, typed
+from common.record_batch import BATCH_BYTES, BATCH_ROWS, rebatch, typed
 from transforms.accounts import Settle, expect_rows, promise, rows_read, taken, unknown_rows
 from transforms.files.columns import Columns, id_prefix
 from transforms.files.read import Read
@@ -19,10 +19,12 @@ from transforms.lakes.table import LakeTable, LakeVersion, lake_errors
 class _ReadFileDoFn(beam.DoFn):
     """A DoFn that reads files of a table as source batches."""
 
-    def __init__(self, named: LakeVersion, columns: Columns, batch_rows: int) -> None:
+    def __init__(
+        self, named: LakeVersion, columns: Columns, batch_rows: int, batch_bytes: int
+    ) -> None:
         self._named = named
         self._columns = columns
-        self._batch_rows = batch_rows
+        self._batch_rows, self._batch_bytes = batch_rows, batch_bytes
         self._table: LakeTable | None = None
 
     def process(self, path: str) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
@@ -32,7 +34,7 @@ class _ReadFileDoFn(beam.DoFn):
         with lake_errors(place):
             names = self._columns.names(self._table.schema, place)
             batches = self._table.batches(path, names, self._batch_rows)
-            for batch in rebatch(batches, self._batch_rows):
+            for batch in rebatch(batches, self._batch_rows, self._batch_bytes):
                 yield self._columns.with_ids(batch, prefix, np.arange(batch.num_rows) + rows)
                 rows += batch.num_rows
         yield beam.pvalue.TaggedOutput("entries", taken(path, "files", 0, 1))
@@ -47,11 +49,13 @@ class ReadLake(beam.PTransform):
         named: The table and its version.
         columns: The columns to read.
         batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The maximum number of bytes of a batch that has several rows.
     """
 
     named: LakeVersion
     columns: Columns
-    batch_rows: int = 32_768
+    batch_rows: int = BATCH_ROWS
+    batch_bytes: int = BATCH_BYTES
 
     def _files(self, named: LakeVersion) -> Iterator[str | beam.pvalue.TaggedOutput]:
         with lake_errors(named.place):
@@ -77,9 +81,9 @@ class ReadLake(beam.PTransform):
             files.paths
             | "SpreadFiles" >> beam.Reshuffle()
             | "Read"
-            >> beam.ParDo(_ReadFileDoFn(self.named, self.columns, self.batch_rows)).with_outputs(
-                "entries", main="good"
-            )
+            >> beam.ParDo(
+                _ReadFileDoFn(self.named, self.columns, self.batch_rows, self.batch_bytes)
+            ).with_outputs("entries", main="good")
         )
         failures = pipeline | "NoFailures" >> beam.Create([], reshuffle=False)
         entries = (files.entries, read.entries) | "Entries" >> beam.Flatten()

@@ -50,8 +50,8 @@ from transforms.provenance import Provenance, utc_now
 
 MessageKind = Literal["json", "avro", "arrow"]
 
-# The size of a batch's messages. As Python values they take several times as much memory.
-BATCH_BYTES = 32 << 20
+# The largest size of a batch's messages. As Python values they take several times as much memory.
+MESSAGE_BYTES = 32 << 20
 
 # The reasons of data that has another format.
 _UNREADABLE = {"invalid_json", "not_an_object", "invalid_arrow"}
@@ -289,9 +289,14 @@ class _DecodeDoFn(beam.DoFn):
     """
 
     def __init__(
-        self, message_format: MessageFormat, provenance: Provenance, batch_rows: int
+        self,
+        message_format: MessageFormat,
+        provenance: Provenance,
+        batch_rows: int,
+        batch_bytes: int,
     ) -> None:
         self._format, self._provenance, self._batch_rows = message_format, provenance, batch_rows
+        self._batch_bytes = min(batch_bytes, MESSAGE_BYTES)
 
     def start_bundle(self) -> None:
         self._waiting: list[Any] = []
@@ -309,7 +314,7 @@ class _DecodeDoFn(beam.DoFn):
             self._received = utc_now()
         self._waiting.append(message)
         self._bytes += len(message if isinstance(message, bytes) else message.data or b"")
-        full = len(self._waiting) >= self._batch_rows or self._bytes >= BATCH_BYTES
+        full = len(self._waiting) >= self._batch_rows or self._bytes >= self._batch_bytes
         return self._flush() if full else ()
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -347,14 +352,16 @@ class DecodeMessages(beam.PTransform):
         provenance: The run and the model, for dead letters.
         batch_rows: The maximum number of rows in a batch. But an Arrow message is a batch of its
             own, whatever its number of rows.
+        batch_bytes: A batch gets no more messages once they have this many bytes, or 32 MB.
     """
 
     message_format: MessageFormat
     provenance: Provenance
     batch_rows: int = 4_096
+    batch_bytes: int = MESSAGE_BYTES
 
     def expand(self, messages: beam.PCollection[Any]) -> Read:
         """Apply one DoFn with three outputs."""
-        dofn = _DecodeDoFn(self.message_format, self.provenance, self.batch_rows)
+        dofn = _DecodeDoFn(self.message_format, self.provenance, self.batch_rows, self.batch_bytes)
         decoded = messages | beam.ParDo(dofn).with_outputs("failures", "counts", main="good")
         return Read(typed(decoded.good), typed(decoded.failures), decoded.counts)

@@ -33,7 +33,7 @@ from transforms.files.pins import unchanged
 from transforms.files.ranges import FileRange, match_files, plan_file, split_file
 from transforms.files.read import Read
 from transforms.files.text_lines import line_blocks, without_compression
-from transforms.messages.decode import DecodeMessages, MessageFormat
+from transforms.messages.decode import MESSAGE_BYTES, DecodeMessages, MessageFormat
 from transforms.messages.message import serialize
 from transforms.provenance import Provenance
 from transforms.replay.letters import Letter, Selection, last_letters, read_letter, to_message
@@ -228,6 +228,7 @@ class ReadLetters(beam.PTransform):
         message_format: How to decode the rows.
         provenance: The run and the model that new dead letters name.
         batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The maximum number of bytes of a batch, as for DecodeMessages.
     """
 
     letters: Letters
@@ -236,6 +237,7 @@ class ReadLetters(beam.PTransform):
     message_format: MessageFormat
     provenance: Provenance
     batch_rows: int = 32_768
+    batch_bytes: int = MESSAGE_BYTES
 
     def _parts(self, _: None) -> Iterator[Any]:
         parts, promises = self.letters.parts()
@@ -292,7 +294,9 @@ class ReadLetters(beam.PTransform):
             | "OfARow" >> beam.GroupByKey()
             | "Messages" >> beam.ParDo(self._messages).with_outputs("counts", main="messages")
         )
-        decode = DecodeMessages(self.message_format, self.provenance, self.batch_rows)
+        decode = DecodeMessages(
+            self.message_format, self.provenance, self.batch_rows, self.batch_bytes
+        )
         made.messages.element_type = bytes
         read = made.messages | decode
         entries = (parts.entries, chosen.entries) | "Entries" >> beam.Flatten()
