@@ -8,8 +8,6 @@ import os
 import re
 from contextlib import suppress
 
-import pyarrow as pa
-
 from common.errors import OutOfMemory, one_line
 
 ADVICE = "lower --batch_rows, use fewer workers (--direct_num_workers 1), or allow more memory"
@@ -35,6 +33,8 @@ def keep_freed_memory() -> None:
     kernel fills it with zeros, which takes a tenth of the CPU time of a run. For the same reason
     Arrow gets the allocator jemalloc, unless the user has chosen one by its variable.
     """
+    import pyarrow as pa
+
     if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
         with suppress(NotImplementedError):
             pa.set_memory_pool(pa.jemalloc_memory_pool())
