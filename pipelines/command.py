@@ -172,7 +172,9 @@ def _set_logging(debug: bool) -> None:
 
 
 # The loggers of Prism, and of the workers whose log it passes on.
-_OF_RUNNERS = ("PrismJobServer", "PrismRunner", "SdkWorker@")
+_OF_RUNNERS = ("PrismJobServer", "PrismRunner", "_Prism", "SdkWorker@")
+# The modules of Beam that log to the root logger what a job server says, and that it starts slowly.
+_OF_JOB_SERVERS = ("portable_runner", "subprocess_server")
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -185,7 +187,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     raised = record.exc_info[1] if record.exc_info else None
     if raised is not None and is_of_memory(raised):
         return False
-    if record.name.startswith(_OF_RUNNERS) or record.module == "portable_runner":
+    if record.name.startswith(_OF_RUNNERS) or record.module in _OF_JOB_SERVERS:
         return False
     return not record.getMessage().startswith("Resource module is not available")
 

@@ -1,6 +1,8 @@
 """Finds Beam's runner Prism, and skips tests that need it if it is not installed."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,17 @@ def prism_flags() -> dict[str, str]:
 
 def processes_of(program: str | Path) -> list[int]:
     """Return the ids of the processes that were started with this path of a program."""
-    found = []
+    return list(_processes("cmdline", lambda words: words[0] == os.fsencode(program)))
+
+
+def processes_with(variable: str) -> list[int]:
+    """Return the ids of the processes that were started with NAME=VALUE in their environment."""
+    return list(_processes("environ", lambda words: variable.encode() in words))
+
+
+def _processes(file: str, wanted: Callable[[list[bytes]], bool]) -> Iterator[int]:
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            # The process has ended in the meantime.
-            continue
-        if command[0] == os.fsencode(program):
-            found.append(int(folder.name))
-    return found
+        # A process may have ended in the meantime.
+        with suppress(OSError):
+            if wanted((folder / file).read_bytes().split(b"\0")):
+                yield int(folder.name)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import Result, RunCommand, assert_one_line_error, words
 from google.cloud import bigquery
-from prism_runner import PRISM, processes_of
+from prism_runner import PRISM, processes_of, processes_with
 from same_scores import assert_same_rows
 from serving_client import running
 from waiting import wait_until
@@ -238,14 +238,13 @@ def test_a_failing_run_has_the_same_exit_code_and_error_line(
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ({"prism_location": "/no/prism"}, "/no/prism"),
         ({"job_endpoint": "localhost:{port}", "job_server_timeout": 1}, "no job server answers at"),
         (
             {"environment_type": "EXTERNAL", "environment_config": "localhost:{port}"},
             "no worker pool answers at localhost:",
         ),
     ],
-    ids=["program", "job server", "pool"],
+    ids=["job server", "pool"],
 )
 def test_a_runner_that_cannot_be_reached_is_named_in_one_line(
     values: dict[str, Any],
@@ -260,6 +259,15 @@ def test_a_runner_that_cannot_be_reached_is_named_in_one_line(
     given = {name: str(value).format(port=free_port()) for name, value in flags.items()}
     result = run_command(batch_local.COMMAND, values | prism | given)
     assert_one_line_error(result, 1, line, "millrace explain runner")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prism_that_does_not_exist_is_named_in_one_line(
+    values: dict[str, Any], run_command: RunCommand, tmp_path: Path
+) -> None:
+    flags = {"runner": "PrismRunner", "prism_location": tmp_path / "prism"}
+    result = run_command(batch_local.COMMAND, values | flags)
+    assert_one_line_error(result, 2, f"--prism_location {tmp_path}/prism does not exist: get Prism")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -309,16 +317,22 @@ class Machine:
         wait_until(is_staged)
 
     def assert_clean(self) -> None:
-        """Check that no Prism runs and that no temporary files are left."""
+        """Check that no process runs on, and that no temporary files are left."""
         assert processes_of(self.prism) == []
+        # Workers end when they notice that Prism has ended.
+        wait_until(lambda: not self.processes())
         assert list(self.temp.iterdir()) == []
+
+    def processes(self) -> list[int]:
+        """Return the ids of the running commands, of Prism and of the workers."""
+        return processes_with(f"TMPDIR={self.temp}")
 
 
 @pytest.fixture
 def machine(prism: dict[str, str], values: dict[str, Any], tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path, values | {"output_files": tmp_path / "out"})
     yield made
-    for process in processes_of(made.prism):
+    for process in made.processes():
         os.kill(process, signal.SIGKILL)
 
 
@@ -382,7 +396,7 @@ def test_the_workers_of_a_killed_command_do_no_harm_to_the_next_attempt(
     # The workers of the first attempt may have finished it.
     if again.returncode:
         assert_one_line_error((again.returncode, out, err), 1, "has finished first")
-    wait_until(lambda: not processes_of(machine.prism))
+    wait_until(lambda: not machine.processes())
     report = json.loads((machine.folder / "out/there/report.json").read_text())
     assert report["balanced"]
     assert report["rows_in"] == 400 * ROWS
