@@ -110,8 +110,9 @@ def test_files_have_the_same_result(
     pq.write_table(table[:700], inputs / "a.parquet", row_group_size=100)
     pa_csv.write_csv(table[700:1_400], inputs / "b.csv")
     pa_csv.write_csv(table[1_400:], inputs / "c.csv")
-    here, there = run_both(batch_local, [{}, more], input_files=inputs)
-    assert (here[0], here[2], there[0], there[2]) == (0, "", 0, "")
+    given = {"input_files": inputs, "output_fields": "encoded"}
+    here, there = run_both(batch_local, [{}, more], **given)
+    assert [here[0], here[2], there[0], there[2]] == [0, "", 0, ""]
     assert_same_run(tmp_path / "there", tmp_path / "here")
     assert not (tmp_path / ".staging").exists()
 
@@ -120,7 +121,7 @@ def test_an_endpoint_has_the_same_result(run_both: RunBoth, example: Path, tmp_p
     with running(example / "model") as served:
         url = f"http://{served.client.address}"
         here, there = run_both(batch_vertex, endpoint_url=url, skip_endpoint_check="true")
-    assert (here[0], here[2], there[0], there[2]) == (0, "", 0, "")
+    assert [here[0], here[2], there[0], there[2]] == [0, "", 0, ""]
     assert_same_run(tmp_path / "there", tmp_path / "here")
 
 
@@ -231,7 +232,8 @@ def test_a_failing_run_has_the_same_exit_code_and_error_line(
         load = refuse if fault == "model" else fill_memory
         monkeypatch.setattr(TorchModelHandler, "load_model", load)
     here, there = run_both(batch_local, **given)
-    assert_one_line_error(there, here[0])
+    assert there[0] == here[0] != 0
+    assert there[2].count("\n") == 1
     assert there[2].replace("run_id there", "run_id here").replace("/there/", "/here/") == here[2]
 
 
@@ -353,7 +355,9 @@ def test_a_run_leaves_no_process_and_no_temporary_files(
     given = {"input_files": f"{machine.values['input_files']},b.csv"} if code else {}
     process = machine.start(**given, **more)
     _, err = process.communicate(timeout=300)
-    assert (process.returncode, err.count("\n")) == (code, code), err
+    # A process of workers prints on its own that it cannot measure memory without SciPy.
+    lines = [line for line in err.splitlines() if "Resource module" not in line]
+    assert (process.returncode, len(lines)) == (code, code), err
     machine.assert_clean()
 
 

@@ -26,6 +26,7 @@ from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import DecodeMessages, MessageFormat
 from transforms.messages.message import Message
 from transforms.provenance import Provenance
+from transforms.validate import ValidateFeatures
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Any]
@@ -144,13 +145,16 @@ def test_windows(
 def test_keyed_batches(
     prism: dict[str, str],
     tiny_package: tuple[str, Manifest],
+    provenance: Provenance,
     make_source: Make,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     path, manifest = tiny_package
-    batches = [(key, make_source({n: [v + key] for n, v in GOOD.items()})) for key in range(3)]
+    batches = [make_source({n: [v + more] for n, v in GOOD.items()}) for more in range(3)]
     with pipeline_of(prism, caplog) as pipeline:
+        valid = pipeline | beam.Create(batches) | ValidateFeatures(manifest, provenance)
+        keyed = valid.good | "Key" >> beam.Map(lambda b: (to_rows(b)[0]["source"]["a"], b))
         handler = KeyedModelHandler(TorchModelHandler(path, manifest, device="cpu"))
-        scored = pipeline | beam.Create(batches) | RunInference(handler)
+        scored = keyed | RunInference(handler)
         totals = scored | beam.Map(lambda pair: (pair[0], outputs(pair[1])[0][1]))
-        assert_that(totals, equal_to([(0, 6.0), (1, 9.0), (2, 12.0)]))
+        assert_that(totals, equal_to([(1.0, 6.0), (2.0, 9.0), (3.0, 12.0)]))
