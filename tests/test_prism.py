@@ -301,13 +301,14 @@ class Machine:
         """Start a module in the folder, with the Python of the tests first on the PATH."""
         bin_folder = os.path.dirname(sys.executable)
         own = {"TMPDIR": str(self.temp), "PATH": f"{bin_folder}:{os.environ['PATH']}"}
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *argv],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **{"cwd": self.folder, "env": os.environ | own} | given,
-        )
+        settings = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "cwd": self.folder,
+            "env": os.environ | own,
+        }
+        command = [sys.executable, "-m", module, *argv]
+        return subprocess.Popen(command, text=True, **settings | given)
 
     def wait_for_staged(self, process: subprocess.Popen[str]) -> None:
         staging = Path(self.values["output_files"]) / ".staging"
@@ -389,13 +390,14 @@ def test_a_killed_runner_is_reported(machine: Machine, many: dict[str, Any]) -> 
 
 
 def test_the_workers_of_a_killed_command_do_no_harm_to_the_next_attempt(
-    machine: Machine, many: dict[str, Any], example: Path
+    machine: Machine, many: dict[str, Any]
 ) -> None:
-    process = machine.start(**many, **OWN_PROCESS)
+    quick = many | {"batch_rows": 512}
+    process = machine.start(**quick, **OWN_PROCESS)
     machine.wait_for_staged(process)
     process.kill()
     process.wait()
-    again = machine.start(**many)
+    again = machine.start(**quick)
     out, err = again.communicate(timeout=300)
     # The workers of the first attempt may have finished it.
     if again.returncode:
