@@ -11,6 +11,7 @@ DEMO := build/demo
 # The emulators need Python 3.13. pyenv may have it, although it is not on the PATH.
 PYTHON313 ?= $(firstword $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.13*/bin/python3.13) python3.13)
 EMULATORS := .emulators
+PRISM_FOLDER := .prism
 EXTENSIONS := $(EMULATORS)/home/.duckdb/extensions/v1.5.5/linux_amd64
 TORCHSERVE := .torchserve
 # Airflow 2 is the oldest version that the DAGs support.
@@ -23,7 +24,7 @@ BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
 
-.PHONY: help torch_differs templates docs test-docs setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example notebooks image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
+.PHONY: help torch_differs prism prism_given templates docs test-docs setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example notebooks image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -46,6 +47,19 @@ $(EMULATORS)/.installed: emulators.txt
 	@mkdir -p $(EXTENSIONS)
 	@cp $(EMULATORS)/lib/python3.13/site-packages/duckdb_extension_*/extensions/v1.5.5/*.duckdb_extension $(EXTENSIONS)/
 	@touch $@
+
+prism: $(if $(PRISM),prism_given,$(PRISM_FOLDER)/prism)  ## get Beam's runner Prism into .prism (needs Go); PRISM=PATH uses your own
+
+# The version is that of Beam. Go stamps a program that it has built before with the old time.
+$(PRISM_FOLDER)/prism: constraints.txt
+	GOBIN=$(abspath $(PRISM_FOLDER)) go install \
+		github.com/apache/beam/sdks/v2/go/cmd/prism@v$(shell sed -n 's/^apache-beam==//p' constraints.txt)
+	@touch $@
+
+prism_given:
+	@test -x "$(PRISM)" || { echo "PRISM=$(PRISM): expected the program prism" >&2; exit 1; }
+	@mkdir -p $(PRISM_FOLDER)
+	@ln -sfn "$(abspath $(PRISM))" $(PRISM_FOLDER)/prism
 
 demo-bigquery: $(STAMP) $(EMULATORS)/.installed  ## score a table of a local BigQuery into another table
 	@$(BIN)/python -m examples.transactions.demo_bigquery
@@ -234,6 +248,6 @@ clean:  ## remove all built files, keep .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 distclean: clean  ## remove all built files and environments
-	rm -rf $(VENV) $(EMULATORS) $(TORCHSERVE) $(DOCS) docs/assets .airflow .release .uv
+	rm -rf $(VENV) $(EMULATORS) $(PRISM_FOLDER) $(TORCHSERVE) $(DOCS) docs/assets .airflow .release .uv
 
 all: emulators check test demo demo-bigquery  ## run what CI runs

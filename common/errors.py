@@ -20,6 +20,7 @@ MillraceError
     CredentialsError   no usable Google Cloud credentials were found
     JobError           a Dataflow job cannot be started, or has failed
         JobNotMonitored    a job can no longer be monitored
+    RunnerError        a portable runner or its workers cannot be reached, or have stopped
     ServerError        the model server cannot start
     ResourceError      a Google Cloud resource cannot be inspected, created or removed
     TooFewRows         the source has fewer rows than the user expects
@@ -168,6 +169,12 @@ class JobNotMonitored(JobError):
     """A job can no longer be monitored."""
 
     page = "cannot-follow"
+
+
+class RunnerError(MillraceError):
+    """A portable runner or its workers cannot be reached, or have stopped."""
+
+    page = "runner"
 
 
 class ServerError(MillraceError):

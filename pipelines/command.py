@@ -171,15 +171,23 @@ def _set_logging(debug: bool) -> None:
             handler.addFilter(_is_news)
 
 
+# The loggers of Prism, and of the workers whose log it passes on.
+_OF_RUNNERS = ("PrismJobServer", "PrismRunner", "_Prism", "SdkWorker@")
+# The modules of Beam that log to the root logger what a job server says, and that it starts slowly.
+_OF_JOB_SERVERS = ("portable_runner", "subprocess_server")
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     """Return whether a log record is of use to the user.
 
-    Two kinds are not: the warning of RunInference that it cannot measure the memory of a model
-    without SciPy, which each worker logs, and what gRPC logs when memory is short, which one line
-    reports at the end.
+    Three kinds are not: the warning of RunInference that it cannot measure the memory of a model
+    without SciPy, which each worker logs; what gRPC logs when memory is short; and what a runner's
+    job server and its workers log, at any level. One line reports the error at the end.
     """
     raised = record.exc_info[1] if record.exc_info else None
     if raised is not None and is_of_memory(raised):
+        return False
+    if record.name.startswith(_OF_RUNNERS) or record.module in _OF_JOB_SERVERS:
         return False
     return not record.getMessage().startswith("Resource module is not available")
 

@@ -23,6 +23,7 @@ from beam_specs import remember_specs
 from command_line import Result, RunCommand, words
 from filelock import FileLock
 from hypothesis import settings
+from prism_runner import NO_PRISM, prism_flags
 from property_tests import WHOLE, register_profiles, thinned
 from stand_ins import NO_EMULATORS, NO_PUBSUB, need_emulators
 from tiers import TIERS, confined, tier_of, uses_emulators
@@ -130,6 +131,12 @@ def beam_processes() -> None:
 def multi_processing(beam_processes: None) -> dict[str, Any]:
     """The flags that make Beam's local runner start each worker as a separate process."""
     return {"direct_running_mode": "multi_processing", "direct_num_workers": 2}
+
+
+@pytest.fixture
+def prism(beam_processes: None) -> dict[str, str]:
+    """The flags that run a pipeline on Beam's runner Prism."""
+    return prism_flags()
 
 
 @pytest.fixture(scope="session")
@@ -295,7 +302,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for lacking in (NO_EMULATORS, NO_PUBSUB):
+    for lacking in (NO_EMULATORS, NO_PUBSUB, NO_PRISM):
         skipped = [
             r for r in terminalreporter.stats.get("skipped", ()) if lacking in str(r.longrepr)
         ]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.kills.prism import VICTIMS
 from benchmarks.kills.process import Attempt
-from benchmarks.kills.runs import METHOD, SHARES
+from benchmarks.kills.runs import METHOD, PRISM_SHARES, SHARES
 from benchmarks.kills.tally import Tally, as_table
 
 
@@ -29,6 +30,8 @@ def test_the_table_has_a_line_for_each_scenario_and_their_sum() -> None:
     assert last.split()[:2] == ["all", "1,002"]
     assert set(METHOD) == set(first.split()[1:])
     assert sum(SHARES.values()) == 300
+    assert sum(PRISM_SHARES.values()) == 50
+    assert {name.rpartition(" ")[2] for name in PRISM_SHARES} == set(VICTIMS)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

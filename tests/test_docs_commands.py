@@ -40,7 +40,8 @@ SERVING = {
 }
 PIPELINES = (batch_local, batch_vertex, stream_local, stream_vertex, replay)
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in PIPELINES}
-OTHER_PROGRAMS = {"pytest", "benchmarks.cost", "build", "examples.churn.build"}
+POOL = "apache_beam.runners.worker.worker_pool_main"
+OTHER_PROGRAMS = {"pytest", "benchmarks.cost", "build", "examples.churn.build", POOL}
 
 
 def our_commands() -> list[tuple[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import pickle
 import re
 import subprocess
@@ -53,13 +54,41 @@ def parsed(*argv: str) -> Parsed:
 
 
 def test_lists_are_split_at_commas_and_spaces() -> None:
-    source = parsed("--input_files", "a.parquet,b.parquet", "c.parquet").get(SourceOptions)
-    assert source.input_files == ("a.parquet", "b.parquet", "c.parquet")
+    source = parsed("--input_files", "/a.parquet,gs://b/b.parquet", "/c.parquet").get(SourceOptions)
+    assert source.input_files == ("/a.parquet", "gs://b/b.parquet", "/c.parquet")
     given = parsed(
         "--api_endpoints", "bigquery=http://h:1, storage=http://h:2", "--cluster_by", "a"
     )
     assert given.get(CloudOptions).api_endpoints == ("bigquery=http://h:1", "storage=http://h:2")
     assert given.get(SinkOptions).cluster_by == ("a",)
+
+
+def test_relative_paths_on_this_machine_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = parsed(
+        *("--input_files", "a.csv,./in/*.parquet,../b,/c,gs://b/d", "--model", "package/"),
+        *("--output_files", "out", "--dead_letter_files", "gs://b/dead", "--id_column", "id"),
+    )
+    here = str(tmp_path)
+    assert given.get(SourceOptions).input_files == (
+        *(f"{here}/a.csv", f"{here}/in/*.parquet", f"{here}/../b", "/c", "gs://b/d"),
+    )
+    assert given.get(ModelOptions).model == f"{here}/package/"
+    assert given.get(SinkOptions).output_files == f"{here}/out"
+    assert given.get(FailureOptions).dead_letter_files == "gs://b/dead"
+    assert given.get(SourceOptions).id_column == "id"
+
+
+def test_a_relative_pattern_stays_relative_if_the_folder_would_be_a_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "[x]").mkdir()
+    monkeypatch.chdir(tmp_path / "[x]")
+    given = parsed("--input_files", "a.csv", "--output_files", "out")
+    assert given.get(SourceOptions).input_files == ("a.csv",)
+    assert given.get(SinkOptions).output_files == f"{tmp_path}/[x]/out"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +153,7 @@ def test_white_space_and_line_ends_around_any_value_are_dropped() -> None:
         *("--max_dead_letter_share", "0.1 ", "--json_summary", "true\r\n", "--run_id", "r1\n"),
     ]
     given = parsed(*argv)
-    assert given.get(SinkOptions).output_files == "out"
+    assert given.get(SinkOptions).output_files == os.path.abspath("out")
     assert given.get(ModelOptions).batch_rows == 7
     assert given.get(DeviceOptions).precision == "float32"
     assert given.get(FailureOptions).max_dead_letter_share == 0.1

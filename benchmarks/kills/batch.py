@@ -171,7 +171,7 @@ class Kills:
         for name in reversed(INPUTS):
             self.seconds = timed(lambda name=name: self.start(name).finish())  # type: ignore[misc]
             self.results[name] = self.read()
-            self.tally.count_rows(self.ids[name], _all(self.results[name]))
+            self.tally.count_rows(self.ids[name], all_ids(self.results[name]))
 
     def read(self) -> Parts:
         """Return the sorted row ids that a reader finds, by part."""
@@ -189,7 +189,7 @@ class Kills:
     def rerun(self, name: str) -> None:
         """Run an input to its end, and count missing and doubled rows of the result."""
         self.start(name).finish()
-        self.tally.count_rows(self.ids[name], _all(self.run.read()))
+        self.tally.count_rows(self.ids[name], all_ids(self.run.read()))
 
     def strike(self, attempt: Attempt) -> None:
         """Kill a running attempt at a random moment, and count it."""
@@ -201,7 +201,8 @@ class Kills:
             self.tally.ended += 1
 
 
-def _all(parts: Parts) -> list[str]:
+def all_ids(parts: Parts) -> list[str]:
+    """Return the row ids of both parts."""
     return [row_id for part in PARTS for row_id in parts[part]]
 
 

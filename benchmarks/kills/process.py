@@ -51,6 +51,11 @@ class Attempt:
         self._process.start()
 
     @property
+    def pid(self) -> int | None:
+        """The id of the process of the command."""
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether the command is still running."""
         return self._process.is_alive()

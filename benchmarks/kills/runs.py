@@ -1,9 +1,11 @@
 """Kills runs with `kill -9` at random moments, runs them again, and counts lost and doubled rows.
 
 python -m benchmarks.kills.runs
+python -m benchmarks.kills.runs --runner prism    # needs `make prism`
 
 The scenarios are batch runs into files and into a table, two concurrent attempts at one run, and
-streams with each sink. They use local servers that stand in for Google Cloud.
+streams with each sink. They use local servers that stand in for Google Cloud. With `--runner prism`
+they are batch runs on Beam's runner Prism, of which the command, Prism or the workers are killed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.bench import Bench
 from benchmarks.kills.batch import Files, Kills, Table, kill_of_two, kill_one, make_inputs
+from benchmarks.kills.prism import OnPrism, PrismKills
 from benchmarks.kills.streams import StreamRun, kill_stream
 from benchmarks.kills.tally import Tally, as_table
 from benchmarks.row_costs import write_results
@@ -37,6 +40,9 @@ SHARES = {
     "stream, table": 30,
     "stream, files": 30,
 }
+# The same with --runner prism, 50 in all.
+PRISM_SHARES = {"prism, launcher": 18, "prism, runner": 16, "prism, workers": 16}
+PRISM = Path(".prism/prism")
 METHOD = {
     "kills": "SIGKILL, half of them anywhere in a run, half during the commit of its result",
     "ended": "attempts that had ended before the kill; they do not count as kills",
@@ -59,6 +65,9 @@ def run_scenario(name: str, count: int, seed: int, on: LocalCloud, work: Path) -
         run = StreamRun(on.cloud, folder, model, kind)
         return kill_stream(run, [body + b"}" for body in make_bodies(200)], chance, count)
     ids = make_inputs(folder / "inputs")
+    if name.startswith("prism"):
+        on_prism = OnPrism(folder, model, folder / "inputs", PRISM)
+        return kill_one(PrismKills(run=on_prism, ids=ids, chance=chance, victim=kind), count)
     table = f"{on.cloud.project}.kills.{'two' if name.startswith('two') else 'one'}"
     target = (
         Table(folder, model, folder / "inputs", on.cloud, table)
@@ -74,10 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--kills", type=int, default=sum(SHARES.values()))
-    parser.add_argument("--scenarios", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--kills", type=int, help="the number of kills (default: 300, or 50)")
+    parser.add_argument("--scenarios", nargs="+", choices=[*SHARES, *PRISM_SHARES])
+    parser.add_argument("--runner", choices=["prism"])
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args(argv)
+    shares = PRISM_SHARES if args.runner else SHARES
+    # The workers of Prism are started as `python`.
+    os.environ["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     args.workdir.mkdir(parents=True, exist_ok=True)
     tallies: dict[str, Tally] = {}
     with (
@@ -88,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.update(on.environment)
         on.cloud.storage().create_bucket("bucket")
         on.cloud.bigquery().create_dataset(f"{on.cloud.project}.kills")
-        for name in args.scenarios:
-            count = max(1, SHARES[name] * args.kills // sum(SHARES.values()))
+        for name in args.scenarios or shares:
+            whole = sum(shares.values())
+            count = max(1, shares[name] * (args.kills or whole) // whole)
             tallies[name] = run_scenario(name, count, args.seed, on, args.workdir)
             print(f"{name}: {tallies[name]}", flush=True)
     print(as_table(tallies))
@@ -97,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Scenarios that did not run this time keep their earlier results.
     known = json.loads(path.read_text())["scenarios"] if path.exists() else {}
     scenarios = known | {name: asdict(tally) for name, tally in tallies.items()}
-    results = {"seed": args.seed, "scenarios": {n: scenarios[n] for n in SHARES if n in scenarios}}
+    every = [*SHARES, *PRISM_SHARES]
+    results = {"seed": args.seed, "scenarios": {n: scenarios[n] for n in every if n in scenarios}}
     write_results(path, {"method": METHOD, "environment": {}}, results, 1)
     return int(any(tally.faults for tally in tallies.values()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
@@ -43,10 +44,15 @@ def run_facts(report: Mapping[str, Any], seconds: float) -> list[tuple[str, str]
             "time",
             f"{seconds:,.1f} s  {rows_in / seconds:,.0f} rows/s from the start of the pipeline",
         ),
-        *(("output", str(place)) for place in report["output"] if report["rows_scored"]),
-        *(("dead letters", str(place)) for place in report["dead_letter_output"] if dead),
-        ("report", str(report["report"])),
+        *(("output", _from_here(place)) for place in report["output"] if report["rows_scored"]),
+        *(("dead letters", _from_here(place)) for place in report["dead_letter_output"] if dead),
+        ("report", _from_here(report["report"])),
     ]
+
+
+def _from_here(place: str) -> str:
+    """Return a place without the current folder in front of it."""
+    return place.removeprefix(f"{os.getcwd()}/")
 
 
 def _score(report: Mapping[str, Any]) -> str:

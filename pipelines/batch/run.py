@@ -359,7 +359,10 @@ def _run_to_end(
         if runs_in_process(options):
             run_in_process(pipeline)
         else:
-            pipeline.run().wait_until_finish()
+            # Imported only here, because other runs do not need the runners that it imports.
+            from pipelines.batch.elsewhere import run_elsewhere
+
+            run_elsewhere(pipeline, options)
 
 
 def _job_facts(graph: ScoreRows, config: RunConfig) -> JobFacts:

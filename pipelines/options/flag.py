@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import types
 import typing
@@ -218,7 +219,7 @@ def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         _check_addresses(f, parts)
         if not parts:
             raise UsageError(f"--{f.name} must list at least one value, got {' '.join(value)!r}")
-        return parts
+        return tuple(_absolute(f, part) for part in parts)
     value = value.strip() if isinstance(value, str) else value
     if value == "":
         raise UsageError(f"--{f.name} has an empty value: give it a value, or leave out --{f.name}")
@@ -237,7 +238,21 @@ def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
         raise UsageError(f"--{f.name} must {form.must}, got {value}")
     if plain is int and number > _MAX_INTEGER:
         raise UsageError(f"--{f.name} must be at most {_MAX_INTEGER}, got {value}")
-    return number
+    return _absolute(f, number)
+
+
+def _absolute(f: dataclasses.Field[Any], value: Any) -> Any:
+    """Return the value of a flag, as an absolute path if it is a relative path on this machine.
+
+    The workers may run in another folder.
+    """
+    kind, here = f.metadata["param_type"], os.getcwd()
+    if not kind.startswith("GCS_") or "://" in value or os.path.isabs(value):
+        return value
+    if kind == "GCS_READ_FILE" and re.search(r"[*?\[]", here):
+        # In a pattern, Beam has no way to quote these characters.
+        return value
+    return os.path.join(here, re.sub(r"^(\./+)+", "", value))
 
 
 def _check_addresses(f: dataclasses.Field[Any], values: Sequence[Any]) -> None:

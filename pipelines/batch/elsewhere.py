@@ -1,0 +1,161 @@
+"""Run a batch pipeline on a runner outside of this process, and stop what Beam starts for it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import apache_beam as beam
+import grpc
+from apache_beam.options.pipeline_options import (
+    PipelineOptions,
+    PortableOptions,
+    PrismRunnerOptions,
+)
+from apache_beam.runners.portability.job_server import JobServer, StopOnExitJobServer
+from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRunner
+from apache_beam.runners.runner import PipelineRunner
+
+from common.errors import RunnerError, UsageError, one_line
+from pipelines.batch.worker_pools import check_worker_pool
+
+# What a worker and Prism write, in the text of the error of a job.
+_NO_MODULE = re.compile(r"^ModuleNotFoundError: No module named '([\w.]+)'", re.MULTILINE)
+_NO_WORKER = re.compile(r"didn't get control connection to (\S+) after")
+_NO_PRISM = re.compile(r"^Unable to fetch remote prism binary at (.*)")
+# How long Prism waits for a job before it ends, as Go writes a duration.
+_IDLE = "60s"
+
+
+def run_elsewhere(pipeline: beam.Pipeline, options: PipelineOptions) -> None:
+    """Run a pipeline to its end. Ctrl-C cancels the job.
+
+    Args:
+        pipeline: The pipeline.
+        options: The options of the pipeline.
+
+    Raises:
+        UsageError: The program of Prism does not exist.
+        RunnerError: No job server or worker answers, the job server stops before the end of the
+            run, or the workers lack a module.
+    """
+    endpoint = options.view_as(PortableOptions).job_endpoint
+    if isinstance(pipeline.runner, PrismRunner) and not endpoint:
+        _check_program(options.view_as(PrismRunnerOptions).prism_location)
+        check_worker_pool(options)
+    with _environment(), _servers_stopped(pipeline.runner):
+        try:
+            result = pipeline.run()
+            try:
+                result.wait_until_finish()
+            except KeyboardInterrupt:
+                with suppress(Exception):
+                    result.cancel()
+                raise
+        except grpc.FutureTimeoutError as error:
+            raise RunnerError(
+                f"no job server answers at {endpoint}: start it, or correct --job_endpoint"
+            ) from error
+        except (grpc.RpcError, RuntimeError) as error:
+            if (explained := _explain(error)) is None:
+                raise
+            raise explained from error
+
+
+def _check_program(path: str | None) -> None:
+    """Raise UsageError if the program of Prism is a path of this machine that does not exist."""
+    if path and "://" not in path and not os.path.isfile(path):
+        raise UsageError(
+            f"--prism_location {path} does not exist: get Prism with `make prism`, and pass "
+            "--prism_location .prism/prism"
+        )
+
+
+def _explain(error: Exception) -> RunnerError | None:
+    """Return what an error of a runner means, or None if it is an error of the run."""
+    if isinstance(error, grpc.RpcError):
+        if error.code() != grpc.StatusCode.UNAVAILABLE:
+            return None
+        return RunnerError(
+            "the runner's job server has stopped, or can no longer be reached "
+            f"({one_line(error)}): see its log for the cause, and run again"
+        )
+    if found := _NO_PRISM.match(str(error)):
+        return RunnerError(
+            f"Prism cannot be downloaded from {found[1]}: get it with `make prism`, and pass "
+            "--prism_location .prism/prism"
+        )
+    if found := _NO_MODULE.search(str(error)):
+        return RunnerError(
+            f"the workers cannot import {found[1]!r}: install Millrace on them, and what your "
+            "model needs, in the versions of this machine"
+        )
+    if found := _NO_WORKER.search(str(error)):
+        return RunnerError(
+            f"no worker has connected to the runner at {found[1]}: check that the workers can "
+            "start, and that they reach this address"
+        )
+    return None
+
+
+class _Prism(PrismJobServer):
+    """Prism, which ends by itself if the command is killed and its job has ended."""
+
+    def prism_arguments(self, job_port: int) -> list[Any]:
+        """Return the arguments of the program."""
+        return [*super().prism_arguments(job_port), f"--idle_shutdown_timeout={_IDLE}"]
+
+
+@contextmanager
+def _servers_stopped(runner: PipelineRunner) -> Iterator[None]:
+    """Stop the job servers that a runner starts in the block.
+
+    Beam stops them when the interpreter exits, which a command skips (pipelines/command.py). A
+    server such as Prism would then keep its memory and its port.
+    """
+    started: list[JobServer] = []
+    if isinstance(runner, PortableRunner):
+        make = runner.default_job_server
+        if isinstance(runner, PrismRunner):
+
+            def make(options: PipelineOptions) -> JobServer:
+                return StopOnExitJobServer(_Prism(options))
+
+        def make_and_note(options: PipelineOptions) -> JobServer:
+            started.append(make(options))
+            return started[-1]
+
+        runner.default_job_server = make_and_note
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        # Beam handles Ctrl-C by stopping the server, and would wait for the stop that is running.
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, before)
+        for server in started:
+            server.stop()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set where Beam creates temporary files, and with which Python it starts workers.
+
+    Beam leaves folders behind, some of them until the interpreter exits. It starts a worker with
+    the first `python` on the PATH.
+    """
+    folder_before, path_before = tempfile.tempdir, os.environ.get("PATH", "")
+    with tempfile.TemporaryDirectory(prefix="millrace-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = folder
+        os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), path_before))
+        try:
+            yield
+        finally:
+            tempfile.tempdir, os.environ["PATH"] = folder_before, path_before
