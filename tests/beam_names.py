@@ -19,6 +19,7 @@ OTHERS = {
     "_in_spec": "a program of torch.export",
     "_properties": "a job of google.cloud.bigquery",
     "_replace": "a named tuple",
+    "_schema": "an operator of PyTorch",
     "_session": "a transport of google.auth",
 }
 _BY_NAME = ("getattr", "setattr", "hasattr", "delattr")
