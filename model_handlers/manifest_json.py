@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -146,7 +147,8 @@ def _parse_plain(kind: type[Any], value: Any, where: str) -> Any:
     """Return a str, int or float; a float field also accepts a whole number."""
     if kind is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
-    if type(value) is not kind:
+    # Not JSON, but TOML and Python may have NaN and infinity.
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         refuse_manifest(where, _NAMES[kind], value)
     return value
 
@@ -171,10 +173,9 @@ def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for name in members:
         if name not in hints:
-            hint = f": unknown member {name!r}{suggest(name, hints)}"
-            refuse_manifest(
-                where or "top level", f"only the members {', '.join(hints)}", list(members), hint
-            )
+            expected = f"only the members {', '.join(hints)}"
+            hint = f": unknown member{suggest(name, hints)}"
+            refuse_manifest(where or "top level", expected, name, hint)
     for name, f in names.items():
         required = f.default is MISSING and f.default_factory is MISSING
         if required and name not in members:
