@@ -6,6 +6,7 @@ line that names the place, the expected value and the actual value.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -165,9 +166,13 @@ def _members(value: Any, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
+# Python evaluates the annotations each time.
+_type_hints = functools.cache(get_type_hints)
+
+
+def _parse_object(kind: Any, value: Any, where: str) -> Any:
     """Create an instance of a dataclass from a JSON object. Raise ManifestError if it is wrong."""
-    members, types_ = _members(value, where), get_type_hints(kind)
+    members, types_ = _members(value, where), _type_hints(kind)
     names = {f.metadata.get("name", f.name): f for f in fields(kind)}
     hints = {name: types_[f.name] for name, f in names.items()}
     prefix = f"{where}." if where else ""

@@ -181,7 +181,7 @@ class _Fitting:
         if not isinstance(fitted, Vocabulary):
             return fitted
         lines = "".join(f"{value}\n" for value in fitted.values)
-        # Whoever reads the file takes U+FEFF at its start for a byte order mark.
+        # The reader takes U+FEFF at the start of the file for a byte order mark.
         encoding = "utf-8-sig" if lines.startswith("\ufeff") else "utf-8"
         return replace(
             fitted, values=(), file=self.files.write(before.start, lines.encode(encoding))
