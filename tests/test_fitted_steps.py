@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from common.errors import InputError, ManifestError, UsageError
 from millrace import column, fit, package, prepare
-from model_handlers.manifest_json import parse_manifest, write_manifest
 from model_handlers.packaging.raw_types import choose_types
 from model_handlers.packaging.statistics import describe_features
 from model_handlers.steps.chain import Chain
@@ -135,11 +134,11 @@ def test_the_types_of_many_columns_are_chosen_one_after_the_other(
         return gives(chain, types)
 
     monkeypatch.setattr(Chain, "gives", counted)
-    names = [f"c{i}" for i in range(30)]
+    names = [f"c{i}" for i in range(6)]
     sample = pa.table({name: ["1.5", "2"] for name in names})
     found = choose_types([Chain("c0", tuple(map(Add, names[1:])))], {}, sample)
     assert found == dict.fromkeys(names, "float64")
-    assert len(tried) < 30 * 200
+    assert len(tried) < 6 * 30
 
 
 def test_a_column_that_occurs_twice_is_refused() -> None:
@@ -168,12 +167,3 @@ def test_a_list_column_may_not_be_missing(tmp_path: Path) -> None:
     ]
     made = package(tmp_path / "m.pt", tmp_path / "new", sample=table, inputs={"x": dense})
     assert made.optional == {"b"}
-
-
-def test_a_package_needs_finite_numbers_everywhere(tmp_path: Path) -> None:
-    (tmp_path / "m.pt").write_bytes(script(Same()))
-    table = pa.table({"a": [1e308, 1.7e308]})
-    made = package(
-        tmp_path / "m.pt", tmp_path / "new", sample=table, inputs={"x": [column("a").clip(max=5)]}
-    )
-    assert parse_manifest(write_manifest(made)) == made
