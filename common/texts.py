@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import datetime
 import math
+import unicodedata
 from decimal import Decimal
 from typing import Any
 
@@ -27,6 +28,11 @@ _INTEGERS_END = 2.0**63
 # The zeros that BigQuery leaves out: it writes no, three or six digits of a second.
 _ZEROS = r"\.?(000)+$"
 _UUID_PARTS = ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
+
+
+def is_one_line(text: str) -> bool:
+    """Return whether a text has no line break and no other control character."""
+    return not any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
 
 
 def is_binary(kind: pa.DataType) -> bool:

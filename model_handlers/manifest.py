@@ -9,6 +9,7 @@ manifest_json.py parses the text.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from model_handlers.manifest_checks import (
     check_fields,
     check_files,
     check_golden,
+    check_label,
     check_names,
     check_tensors,
     is_digest,
@@ -46,8 +48,8 @@ from model_handlers.manifest_parts import (
 from model_handlers.manifest_plain import PlainValues, digest_of
 from model_handlers.steps.answers import Cut, Names
 from model_handlers.steps.chain import Chain
-from model_handlers.steps.general import Fill
 from model_handlers.steps.own_function import Call
+from model_handlers.steps.raw import RAW_TYPES
 from model_handlers.steps.step import Kind, kind_of
 from model_handlers.tolerance import TOLERANCE, Tolerance
 
@@ -176,12 +178,13 @@ class Manifest:
     @cached_property
     def optional(self) -> frozenset[str]:
         """The declared columns that a row may lack, because all chains fill them."""
+        types = {name: RAW_TYPES[raw] for name, raw in self.columns.items()}
         chains = [chain for spec in self.inputs for chain in spec.chains]
         needed = {
             name
             for chain in chains
             for name in chain.names
-            if name != chain.start or not any(isinstance(step, Fill) for step in chain.steps)
+            if name != chain.start or not chain.fills(types)
         }
         return frozenset(set(self.columns) - needed)
 
@@ -226,9 +229,11 @@ class Manifest:
         """Return names of outputs and fields, and those from which the fields are computed."""
         needed: dict[str, None] = {}
         chains = {spec.name: spec.chain for spec in self.fields}
-        waiting = list(names)
+        waiting = deque(names)
         while waiting:
-            name = waiting.pop(0)
+            name = waiting.popleft()
+            if name in needed:
+                continue
             if name in chains:
                 waiting += chains[name].names
             elif name not in self.results:
@@ -328,15 +333,7 @@ class Manifest:
 
 def _check(manifest: Manifest) -> None:
     """Raise ManifestError unless the parts of a manifest agree with each other."""
-    version = manifest.schema_version
-    if version not in SCHEMA_VERSIONS:
-        hint = ": a newer Millrace made this package; upgrade" if version > 2 else ""
-        refuse_manifest("schema_version", "1 or 2", version, hint)
-    newer = (manifest.columns, manifest.files, manifest.fields, manifest.column_statistics)
-    if version == 1 and (manifest.has_steps or any(newer)):
-        refuse_manifest(
-            "schema_version", "2, because of columns, files, fields, from or column_statistics", 1
-        )
+    _check_version(manifest)
     if not is_file_name(manifest.file):
         refuse_manifest("file", "the name of a file in the manifest's folder", manifest.file)
     if not is_digest(manifest.sha256):
@@ -367,6 +364,34 @@ def _check(manifest: Manifest) -> None:
         check_golden(
             manifest.golden, manifest.inputs, manifest.outputs, manifest.fields, manifest.columns
         )
+
+
+def _check_version(manifest: Manifest) -> None:
+    """Raise ManifestError unless the version is known, and the manifest has only its members.
+
+    Since version 2, names have to be words that messages and tables can show.
+    """
+    version = manifest.schema_version
+    if version not in SCHEMA_VERSIONS:
+        hint = ": a newer Millrace made this package; upgrade" if version > 2 else ""
+        refuse_manifest("schema_version", "1 or 2", version, hint)
+    if version == 1:
+        newer = (manifest.columns, manifest.files, manifest.fields, manifest.column_statistics)
+        if manifest.has_steps or any(newer):
+            expected = "2, because of columns, files, fields, from or column_statistics"
+            refuse_manifest("schema_version", expected, version)
+        return
+    check_label(manifest.name, "name")
+    check_label(manifest.version, "version")
+    for where, specs in (
+        ("inputs", manifest.inputs),
+        ("outputs", manifest.outputs),
+        ("fields", manifest.fields),
+    ):
+        for spec in specs:
+            check_label(spec.name, where)
+    for name in (*manifest.features, *manifest.columns):
+        check_label(name, "columns")
 
 
 def _check_steps(manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.errors import ManifestError, suggest
+from common.texts import is_one_line
 from model_handlers.manifest_parts import (
     MANIFEST_NAME,
     MAX_DIMENSIONS,
@@ -22,6 +23,7 @@ from model_handlers.manifest_parts import (
     OutputSpec,
     refuse_manifest,
 )
+from model_handlers.steps.answers import Argmax, Names
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.raw import RAW_TYPES
 from model_handlers.steps.step import NUMBERS_FROM, Kind, kind_of, words_for
@@ -51,6 +53,17 @@ def _is_portable(name: str) -> bool:
 def _folded(name: str) -> str:
     """Return what names have in common that are the same file on some systems."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def check_label(text: str, where: str) -> None:
+    """Raise ManifestError unless a text can be a name in messages and tables.
+
+    Args:
+        text: The name.
+        where: The place in the manifest.
+    """
+    if not text or not is_one_line(text):
+        refuse_manifest(where, "a name without line breaks and control characters", text)
 
 
 def is_digest(text: str) -> bool:
@@ -132,9 +145,10 @@ def check_fields(
     types = {spec.name: spec.arrow_type for spec in outputs}
     for field in fields:
         where = f"fields.{field.name}"
-        if not field.name or field.name in types:
+        if field.name in types:
             refuse_manifest(where, "a name that no output or other field has", field.name)
         types[field.name] = _result(field.chain, types, f"{where}.from")
+    check_counts(fields, types, {})
     return types
 
 
@@ -143,6 +157,37 @@ def _result(chain: Chain, types: Mapping[str, pa.DataType], where: str) -> pa.Da
         return chain.gives(types)
     except ManifestError as error:
         raise ManifestError(" ".join(f"{MANIFEST_NAME}: {where}{error}".split())) from error
+
+
+def check_counts(
+    fields: Sequence[FieldSpec], types: Mapping[str, pa.DataType], files: Mapping[str, bytes]
+) -> None:
+    """Raise ManifestError unless there is a name for each position that `argmax` can return.
+
+    Args:
+        fields: The fields.
+        types: The type of each output and field.
+        files: The content of the files of the package, as far as it is known.
+    """
+    # The length of the vector of which a field is a position.
+    lengths: dict[str, int] = {}
+    for field in fields:
+        length = lengths.get(field.chain.start)
+        for number, (step, type_) in enumerate(
+            zip(field.chain.steps, field.chain.types(types), strict=False), 1
+        ):
+            if isinstance(step, Names) and length and (step.file is None or step.file in files):
+                _check_count(step, length, files, f"fields.{field.name}.from[{number}]")
+            length = type_.list_size if isinstance(step, Argmax) else None
+        if length:
+            lengths[field.name] = length
+
+
+def _check_count(step: Names, length: int, files: Mapping[str, bytes], where: str) -> None:
+    found = step.names(files)
+    if len(found) != length:
+        member = "values" if step.file is None else f"file {step.file}"
+        refuse_manifest(f"{where}.{member}", f"{length} names, one for each position", found)
 
 
 def check_tensors(where: str, specs: tuple[InputSpec, ...] | tuple[OutputSpec, ...]) -> None:

@@ -6,8 +6,10 @@ line that names the place, the expected value and the actual value.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -146,7 +148,8 @@ def _parse_plain(kind: type[Any], value: Any, where: str) -> Any:
     """Return a str, int or float; a float field also accepts a whole number."""
     if kind is float and type(value) is int and abs(value) < 2**1023:
         return float(value)
-    if type(value) is not kind:
+    # Not JSON, but TOML and Python may have NaN and infinity.
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         refuse_manifest(where, _NAMES[kind], value)
     return value
 
@@ -163,18 +166,21 @@ def _members(value: Any, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _parse_object(kind: type[Any], value: Any, where: str) -> Any:
+# Python evaluates the annotations each time.
+_type_hints = functools.cache(get_type_hints)
+
+
+def _parse_object(kind: Any, value: Any, where: str) -> Any:
     """Create an instance of a dataclass from a JSON object. Raise ManifestError if it is wrong."""
-    members, types_ = _members(value, where), get_type_hints(kind)
+    members, types_ = _members(value, where), _type_hints(kind)
     names = {f.metadata.get("name", f.name): f for f in fields(kind)}
     hints = {name: types_[f.name] for name, f in names.items()}
     prefix = f"{where}." if where else ""
     for name in members:
         if name not in hints:
-            hint = f": unknown member {name!r}{suggest(name, hints)}"
-            refuse_manifest(
-                where or "top level", f"only the members {', '.join(hints)}", list(members), hint
-            )
+            expected = f"only the members {', '.join(hints)}"
+            hint = f": unknown member{suggest(name, hints)}"
+            refuse_manifest(where or "top level", expected, name, hint)
     for name, f in names.items():
         required = f.default is MISSING and f.default_factory is MISSING
         if required and name not in members:

@@ -105,6 +105,9 @@ def change_package(args: argparse.Namespace) -> Manifest:
         raise UsageError(
             f"--from changes a package: leave out {f'--{given[0]}' if given else 'the model file'}"
         )
+    for flag, pairs in (("rename", args.rename), ("fill", args.fill)):
+        if len(dict(pairs)) < len(pairs):
+            raise UsageError(f"--{flag} names a column twice: keep one of the values")
     package = read_package(args.package)
     if package.manifest is None:
         raise UsageError(f"--from {args.package}: expected a package, which has {MANIFEST_NAME}")

@@ -12,6 +12,7 @@ import pyarrow as pa
 from common.cells import INFINITE, NAN, NULL, WRONG, is_text, limits, read_cells
 from common.errors import ContractBroken
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest
+from model_handlers.manifest_checks import check_counts
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Cells, Context, Kind, Refused, as_mask, flat, kind_of
 from model_handlers.steps.values import from_values, read_column
@@ -31,6 +32,7 @@ class Preparation:
 
     def __init__(self, manifest: Manifest, context: Context) -> None:
         self.manifest, self.context = manifest, context
+        check_counts(manifest.fields, manifest.results, context.files)
         self._inputs = {
             spec.name: [chain.bind(context) for chain in spec.chains] for spec in manifest.inputs
         }

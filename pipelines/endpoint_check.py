@@ -10,6 +10,7 @@ import orjson
 
 from common.errors import EndpointError, UsageError
 from model_handlers.endpoint import Endpoint
+from model_handlers.endpoint_codec import EndpointCodec
 from model_handlers.endpoint_handler import Place, VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from model_handlers.manifest_json import preparation_digest
@@ -42,7 +43,8 @@ def find_way(flags: EndpointOptions, manifest: Manifest, make: MakeHandler) -> W
         make: Returns the handler that sends the test row in a way.
 
     Raises:
-        UsageError: If --prepare_at is needed, or has no effect.
+        UsageError: If --prepare_at is needed, has no effect, or contradicts another flag; or if
+            nothing would show that the endpoint prepares rows a second time.
         EndpointError: If the endpoint does not respond, serves another model, or does not prepare
             rows although --prepare_at says so.
     """
@@ -52,37 +54,59 @@ def find_way(flags: EndpointOptions, manifest: Manifest, make: MakeHandler) -> W
             f"--prepare_at has no effect, because model {manifest.name} has no steps that prepare "
             "rows: leave out --prepare_at"
         )
+    way = Way("worker", parameters)
+    handler = make(way)
+    says_prepared = _value_of_prepared(parameters)
+    if says_prepared is True and manifest.has_steps and asked != "worker":
+        raise UsageError(
+            '--endpoint_parameters has "prepared": true, so the endpoint takes rows as prepared: '
+            "add --prepare_at worker, or leave the parameter out"
+        )
+    mistakable = says_prepared is None and _is_mistakable(handler.codec)
     if flags.skip_endpoint_check:
-        if asked == "auto" and manifest.has_steps:
-            raise UsageError(
-                "with --skip_endpoint_check, nobody asks the endpoint whether it prepares rows: "
-                "add --prepare_at worker or --prepare_at server"
-            )
+        _check_choice(flags, manifest, mistakable)
         return Way("server" if asked == "server" else "worker", parameters)
     if asked == "server":
         return _at_server(make, manifest, parameters)
-    way = Way("worker", parameters)
-    with _connected(make(way)) as endpoint:
+    with _connected(handler) as endpoint:
         fault, steps = endpoint.find_fault(), endpoint.client.served_preparation
         error = None if fault is None else endpoint.other_model(fault)
-        unclear = endpoint.golden is None and endpoint.codec.instance_format == "named"
+        unclear = mistakable and endpoint.golden is None
     if steps is not None:
         if asked == "auto" and steps == preparation_digest(manifest):
             return _at_server(make, manifest, parameters)
         return _checked(make, Way("worker", _with_prepared(parameters)))
+    if mistakable and _knows_prepared(make, parameters):
+        return Way("worker", _with_prepared(parameters))
     if asked == "worker" or not manifest.has_steps:
         if error is not None:
             raise error
         return way
     if error is not None:
         return _without_header(make, parameters, error)
-    if unclear and manifest.columns.keys() == {spec.name for spec in manifest.inputs}:
+    if unclear:
         raise EndpointError(
             f"endpoint {endpoint.client.name} does not say whether it prepares rows, and model "
             f"{manifest.name} has no known-good rows to find out: add --prepare_at worker or "
             "--prepare_at server"
         )
     return way
+
+
+def _check_choice(flags: EndpointOptions, manifest: Manifest, mistakable: bool) -> None:
+    """Raise UsageError unless the flags say all that a test row would show."""
+    if flags.prepare_at == "auto" and manifest.has_steps:
+        raise UsageError(
+            "with --skip_endpoint_check, nobody asks the endpoint whether it prepares rows: add "
+            "--prepare_at worker or --prepare_at server"
+        )
+    if flags.prepare_at == "worker" and mistakable:
+        raise UsageError(
+            "with --skip_endpoint_check, nobody asks the endpoint whether it would prepare "
+            f"prepared rows again, because the inputs of model {manifest.name} have the names of "
+            "its columns: leave out --skip_endpoint_check, or add --endpoint_parameters "
+            """'{"prepared": true}' for Millrace's server"""
+        )
 
 
 def _at_server(make: MakeHandler, manifest: Manifest, parameters: str | None) -> Way:
@@ -123,9 +147,46 @@ def _checked(make: MakeHandler, way: Way) -> Way:
     return way
 
 
-def _with_prepared(parameters: str | None) -> str:
+def _value_of_prepared(parameters: str | None) -> object:
+    """Return what the user's parameters say about prepared rows, or None."""
+    return orjson.loads(parameters or "{}").get("prepared")
+
+
+def _with_prepared(parameters: str | None, value: object = True) -> str:
     """Return parameters that make a server that prepares rows accept prepared ones."""
-    return orjson.dumps({**orjson.loads(parameters or "{}"), "prepared": True}).decode()
+    return orjson.dumps({**orjson.loads(parameters or "{}"), "prepared": value}).decode()
+
+
+def _is_mistakable(codec: EndpointCodec) -> bool:
+    """Return whether a server that prepares rows could take prepared rows for raw ones.
+
+    It refuses lists, and objects with other names than those of its columns.
+    """
+    manifest = codec.manifest
+    if not manifest.has_steps or codec.instance_format == "list":
+        return False
+    sent = {name for spec in manifest.inputs for name in (spec.columns or (spec.name,))}
+    read = set(manifest.features)
+    return sent <= read and read - sent <= manifest.optional
+
+
+def _knows_prepared(make: MakeHandler, parameters: str | None) -> bool:
+    """Return whether an endpoint knows the parameter `prepared`, as only Millrace's server does.
+
+    Millrace's server accepts a boolean and refuses anything else. Another server ignores the
+    parameter, or refuses it in both cases. It is not sent to such a server later, which may pass
+    it to its model. Vertex AI does not pass on the header in which the server says what it is.
+    """
+    faults = []
+    for value in (0, True):
+        with _connected(make(Way("worker", _with_prepared(parameters, value)))) as endpoint:
+            try:
+                faults.append(endpoint.find_fault())
+            except EndpointError:
+                return False
+        if faults[0] is None:
+            return False
+    return faults[1] is None
 
 
 @contextmanager

@@ -684,7 +684,7 @@ def test_unusable_models_are_reported(run: Any, example: Path, tmp_path: Path) -
     )
     unknown = copy_package(example, tmp_path / "unknown", score_outputs="x")
     assert_one_line_error(
-        run(model=unknown), 1, "unknown member 'score_outputs'", "did you mean 'score_output"
+        run(model=unknown), 1, "got 'score_outputs': unknown member (", "did you mean 'score_output"
     )
     assert_one_line_error(
         run(model=example / "model/model.pt", feature_columns="A,B"), 2, "--feature_columns"

@@ -11,12 +11,13 @@ from test_packaging import load, script
 from torch import Tensor, nn
 
 from common.errors import UsageError
-from millrace import package
+from millrace import column, package
 from model_handlers.inspect_package import main as inspect_main
 from model_handlers.manifest import InputSpec
 from model_handlers.package import main, read_manifest
 from model_handlers.packaging.change import Changes, change
 from model_handlers.preparation import Preparation
+from model_handlers.steps.general import Fill
 from model_handlers.steps.step import Context
 
 
@@ -119,6 +120,17 @@ def test_a_fill_is_replaced_and_rows_that_it_changes_are_removed(tmp_path: Path)
         (["--rename", "a=b"], "--rename: two columns would be called 'b'"),
         (["--rename", "a"], "--rename: expected NAME=VALUE, got 'a'"),
         (["--fill", "a=much"], "step fill: value: expected a number, as the column has"),
+        (
+            ["--fill", "a=Infinity"],
+            "step fill: value: expected a number, as the column has, got inf",
+        ),
+        (["--fill", "a=" + "[" * 100_000], "step fill: value: expected a number, as the column"),
+        (["--fill", "a=1", "--fill", "a=2"], "--fill names a column twice"),
+        (["--rename", "a=x", "--rename", "a=y"], "--rename names a column twice"),
+        (["--rename", "a="], "--rename: expected a name without line breaks"),
+        (["--rename", "a=x\ny"], "--rename: expected a name without line breaks"),
+        (["--name", "x\n"], "--name: expected a name without line breaks and control characters"),
+        (["--version", ""], "--version: expected a name without line breaks"),
         (["--fill", "c=1"], "--fill: the model reads no column 'c'"),
         (["--score_output", "scroe"], "no output 'scroe'"),
         (["--feature_columns", "a"], "--from changes a package: leave out --feature_columns"),
@@ -141,6 +153,25 @@ def test_known_good_rows_that_all_change_are_not_dropped_in_silence(tmp_path: Pa
     manifest = write_raw_package(tmp_path / "raw", golden=golden)
     with pytest.raises(UsageError, match="all known-good rows lack the column"):
         change(manifest, Changes(fill={"amount": "2"}))
+
+
+def test_a_column_that_a_step_also_takes_is_not_filled_in_part(tmp_path: Path) -> None:
+    manifest = write_raw_package(tmp_path / "raw")
+    with pytest.raises(UsageError) as raised:
+        change(manifest, Changes(fill={"limit": "5"}))
+    assert str(raised.value) == (
+        "--fill limit: the step divide of column 'amount' also takes the column, and fill does "
+        "not reach it there: package the model again"
+    )
+
+
+def test_a_filled_integer_keeps_all_its_digits(tmp_path: Path) -> None:
+    (tmp_path / "m.pt").write_bytes(script(Sum()))
+    number = 2**53 + 1
+    inputs: Any = {"x": [column("a").cast("string").hash(9)]}
+    made = package(tmp_path / "m.pt", tmp_path / "new", sample={"a": [number, 5]}, inputs=inputs)
+    filled = change(made, Changes(fill={"a": str(number)}))
+    assert filled.inputs[0].chains[0].steps[0] == Fill(number)
 
 
 def test_a_change_needs_a_package(first: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,7 +198,7 @@ MALFORMED = [
     (
         ("inptus",),
         [],
-        "top level: expected only the members name, .*: unknown member 'inptus' \\(did you",
+        "top level: expected only the members name, .* got 'inptus': unknown member \\(did you",
     ),
     (("inputs",), {}, "inputs: expected a list, got {}"),
     (("inputs",), [], "inputs: expected one or more"),

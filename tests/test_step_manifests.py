@@ -17,6 +17,9 @@ from common.errors import DigestMismatch, ManifestError, ModelError
 from model_handlers.manifest import Manifest
 from model_handlers.manifest_json import parse_manifest, write_manifest
 from model_handlers.packaged_steps import PackagedSteps
+from model_handlers.preparation import Preparation
+from model_handlers.steps.chain import Chain
+from model_handlers.steps.step import Context
 
 LISTED = b"shop\nweb\nphone\n"
 VALUE: dict[str, Any] = MANIFEST | {
@@ -73,7 +76,7 @@ BAD = [
     (
         "amount",
         [step("scale", mean=0, sdt=1)],
-        ": expected only the members mean, std, got .* 'sdt' (did you mean 'std'?)",
+        ": expected only the members mean, std, got 'sdt': unknown member (did you mean 'std'?)",
     ),
     ("amount", [step("scale", mean=0)], ".std: expected a value, got None"),
     ("amount", [step("scale", mean="x", std=1)], ".mean: expected a finite number, got 'x'"),
@@ -285,6 +288,12 @@ def test_a_chain_that_does_not_fit_its_input_is_refused(
     assert message(with_chain(start, *links)).startswith(wanted)
 
 
+def fields(*links: Any, of: str = "") -> list[dict[str, Any]]:
+    """Return a field with steps after the output, or after another field."""
+    start = {"field": of} if of else {"output": "logits"}
+    return [{"name": f"f{of}", "from": [start, *links]}]
+
+
 OTHER = [
     (
         {"schema_version": 1},
@@ -330,6 +339,32 @@ OTHER = [
         'fields.f.from[0]: expected {"column": "..."} .*, got []',
     ),
     (
+        {"fields": [{"name": "bad\nname", "from": [{"output": "logits"}]}]},
+        "fields: expected a name without line breaks and control characters, got 'bad\\nname'",
+    ),
+    ({"version": "1\u2028"}, "version: expected a name without line breaks"),
+    ({"name": ""}, "name: expected a name without line breaks and control characters, got ''"),
+    (
+        {"columns": MANIFEST["columns"] | {"a\x1b[31m": "string"}},
+        "columns: expected a name without .* got 'a\\x1b[31m'",
+    ),
+    (
+        {"fields": fields(step("argmax"), step("names", values=["a", "b"]))},
+        "fields.f.from[2].values: expected 3 names, one for each position, got ['a', 'b']",
+    ),
+    (
+        {"fields": [*fields(step("argmax")), *fields(step("names", values=[*"abcd"]), of="f")]},
+        "fields.ff.from[1].values: expected 3 names, one for each position, got ['a', ",
+    ),
+    (
+        {"fields": fields(step("argmax"), step("names", values=["a", "b", "c\x1b"]))},
+        "fields.f.from[2]: step names: values: expected names without .* characters, got 'c\\x1b'",
+    ),
+    (
+        {"fields": fields(step("max"), step("cut", at=[1], names=["a", "b\nERROR"]))},
+        "fields.f.from[2]: step cut: names: expected names without .* got 'b\\nERROR'",
+    ),
+    (
         {"fields": [{"name": "f", "from": [{"column": "at"}]}]},
         "fields.f.from[0]: expected .*, got [{'column': 'at'}]",
     ),
@@ -341,6 +376,56 @@ def test_other_members_of_version_2_are_refused_at_their_place(
     changes: dict[str, Any], wanted: str
 ) -> None:
     expect(message(VALUE | changes), wanted)
+
+
+def test_a_file_has_as_many_names_as_there_are_positions() -> None:
+    named = fields(step("argmax"), step("names", file="names.txt"))
+    files = VALUE["files"] | {"names.txt": "0" * 64}
+    manifest = parse_manifest(
+        json.dumps(
+            VALUE | {"fields": named, "files": files, "score_output": None, "output_fields": []}
+        )
+    )
+    content = {"kinds.txt": LISTED, "names.txt": b"a\nb\nc\n"}
+    assert Preparation(manifest, Context(content))
+    for names, wanted in (
+        (
+            b"a\nb\n",
+            r"fields\.f\.from\[2\]\.file names\.txt: expected 3 names, .* got \['a', 'b'\]",
+        ),
+        (b"a\nb\nc\x07\n", r"step names: file names\.txt: expected names without line breaks"),
+    ):
+        with pytest.raises(ManifestError, match=wanted):
+            Preparation(manifest, Context(content | {"names.txt": names}))
+
+
+def test_fields_that_need_two_others_each_are_found_in_linear_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = fields(step("element", at=0))
+    sums = [
+        {
+            "name": f"s{i}",
+            "from": [
+                {"field": f"s{i - 1}" if i else "f"},
+                step("add", other=f"s{i - 2}" if i > 1 else "f"),
+            ],
+        }
+        for i in range(18)
+    ]
+    value = VALUE | {"fields": first + sums, "score_output": None, "output_fields": []}
+    manifest = parse_manifest(json.dumps(value))
+    read: list[str] = []
+    names = Chain.names.func  # type: ignore[attr-defined]
+
+    def counted(chain: Chain) -> Any:
+        read.append(chain.start)
+        return names(chain)
+
+    monkeypatch.setattr(Chain, "names", property(counted))
+    assert manifest.outputs_for(["s17"]) == ("logits",)
+    assert manifest.fields_for(["s17"]) == {"f", *(f"s{i}" for i in range(18))}
+    assert len(read) == 2 * 19
 
 
 def packaged(folder: Path, content: bytes | None) -> PackagedSteps:

@@ -10,6 +10,7 @@ from typing import Any
 
 from common.errors import ManifestError, UsageError, suggest
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest, RawType
+from model_handlers.manifest_checks import check_label
 from model_handlers.manifest_json import parse_manifest, write_manifest
 from model_handlers.packaging.builder import without_file_name
 from model_handlers.steps.chain import Chain
@@ -55,15 +56,19 @@ def change(manifest: Manifest, changes: Changes) -> Manifest:
                     f"{suggest(name, manifest.features)}; it reads "
                     f"{', '.join(manifest.features[:40])}"
                 )
+    name = manifest.name if changes.name is None else changes.name
+    version = manifest.version if changes.version is None else changes.version
     try:
-        for name, value in changes.fill.items():
-            manifest = _filled(manifest, name, value)
-        manifest = _renamed(manifest, changes.rename)
-        manifest = replace(
-            manifest,
-            name=changes.name or manifest.name,
-            version=changes.version or manifest.version,
-        )
+        for flag, labels in (
+            ("--name", [name]),
+            ("--version", [version]),
+            ("--rename", changes.rename.values()),
+        ):
+            for label in labels:
+                check_label(label, flag)
+        for column, value in changes.fill.items():
+            manifest = _filled(manifest, column, value)
+        manifest = replace(_renamed(manifest, changes.rename), name=name, version=version)
         return parse_manifest(write_manifest(manifest.choose(changes.score)))
     except ManifestError as error:
         raise UsageError(without_file_name(error)) from error
@@ -134,6 +139,13 @@ def _filled(manifest: Manifest, column: str, text: str) -> Manifest:
         return replace(manifest, inputs=inputs)
     for spec in plain:
         manifest = _with_chains(manifest, spec)
+    for chain in (chain for spec in manifest.inputs for chain in spec.chains):
+        takers = [step.NAME for step in chain.steps if column in step.operands]
+        if takers:
+            raise UsageError(
+                f"--fill {column}: the step {takers[0]} of column {chain.start!r} also takes the "
+                "column, and fill does not reach it there: package the model again"
+            )
     fill = Fill(_value(text, manifest.columns[column]))
     inputs = tuple(
         replace(spec, chains=tuple(_filled_chain(chain, column, fill) for chain in spec.chains))
@@ -162,9 +174,8 @@ def _filled_chain(chain: Chain, column: str, fill: Fill) -> Chain:
 def _value(text: str, raw: RawType) -> Any:
     """Return the value of a flag for a column of a raw type."""
     if raw not in ("string", "list<string>"):
-        with suppress(ValueError):
-            value = json.loads(text)
-            return float(value) if type(value) is int else value
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
     return text
 
 

@@ -19,6 +19,7 @@ from model_handlers.packaging.raw_types import choose_types, read_column, sample
 from model_handlers.packaging.to_fit import ToFit, present
 from model_handlers.steps.categories import Vocabulary
 from model_handlers.steps.chain import Chain
+from model_handlers.steps.raw import RAW_TYPES
 from model_handlers.steps.step import Cells, Context, Step
 
 
@@ -130,7 +131,8 @@ def fit_inputs(
     if sample is not None:
         cells = {name: read_column(sample, name, raw) for name, raw in columns.items()}
     files = PackagedFiles(folder)
-    fitting = _Fitting(cells, files, context, sample is not None)
+    types = {name: RAW_TYPES[raw] for name, raw in columns.items()}
+    fitting = _Fitting(types, cells, files, context, sample is not None)
     fitted = {
         name: replace(each, columns=tuple(fitting.fitted(name, one) for one in each.columns))
         for name, each in tensors.items()
@@ -142,6 +144,7 @@ def fit_inputs(
 class _Fitting:
     """What chains are fitted with."""
 
+    types: Mapping[str, pa.DataType]
     cells: Mapping[str, Cells]
     files: PackagedFiles
     context: Context
@@ -152,6 +155,8 @@ class _Fitting:
         chain = self.files.of_chain(steps.chain)
         done: list[Step] = []
         try:
+            if chain.steps:
+                chain.gives(self.types)
             for step in chain.steps:
                 done.append(self._fit(step, Chain(chain.start, tuple(done))))
         except ManifestError as error:
@@ -175,8 +180,12 @@ class _Fitting:
         fitted = step.fitted(values)
         if not isinstance(fitted, Vocabulary):
             return fitted
-        lines = "".join(f"{value}\n" for value in fitted.values).encode()
-        return replace(fitted, values=(), file=self.files.write(before.start, lines))
+        lines = "".join(f"{value}\n" for value in fitted.values)
+        # The reader takes U+FEFF at the start of the file for a byte order mark.
+        encoding = "utf-8-sig" if lines.startswith("\ufeff") else "utf-8"
+        return replace(
+            fitted, values=(), file=self.files.write(before.start, lines.encode(encoding))
+        )
 
 
 def _plain_inputs(tensors: Mapping[str, Tensor], sample: pa.Table | None) -> frozenset[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -12,10 +11,12 @@ from common.cells import is_list, is_text
 from common.errors import InputError, ManifestError, UsageError, suggest
 from common.texts import is_binary
 from model_handlers.manifest import RawType
+from model_handlers.steps import values
 from model_handlers.steps.chain import Chain
-from model_handlers.steps.raw import RAW_TYPES, become, can_become, expected
+from model_handlers.steps.raw import RAW_TYPES, can_become, expected
 from model_handlers.steps.step import Cells, Kind, kind_of
 
+_OF_LISTS: tuple[RawType, ...] = ("list<string>", "list<float64>", "list<int64>")
 _OF_TEXT: tuple[RawType, ...] = (
     "string",
     "float64",
@@ -24,8 +25,8 @@ _OF_TEXT: tuple[RawType, ...] = (
     "date",
     "datetime",
     "bool",
+    *_OF_LISTS,
 )
-_OF_LISTS: tuple[RawType, ...] = ("list<string>", "list<float64>", "list<int64>")
 
 
 def choose_types(
@@ -34,8 +35,8 @@ def choose_types(
     """Return the raw type of each column that chains read, by name.
 
     A column that is not declared gets the type that the sample has. Text of a sample, as in a CSV
-    file, becomes what the steps take: text, or else numbers, times or booleans, whichever most of
-    its cells spell.
+    file, becomes what the steps take: text, or else numbers, times, booleans or lists, whichever
+    most of its cells spell.
 
     Args:
         chains: The chains of all inputs.
@@ -71,6 +72,8 @@ def sample_column(sample: pa.Table, name: str) -> pa.Array:
             f"the sample has no column {name!r}{suggest(name, sample.column_names)}; it has "
             f"{', '.join(sample.column_names[:40])}"
         )
+    if sample.column_names.count(name) > 1:
+        raise InputError(f"the sample has several columns {name!r}: rename all but one")
     column = sample.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
@@ -87,7 +90,7 @@ def read_column(sample: pa.Table, name: str, raw: str) -> Cells:
             f"sample column {name!r}: expected {expected(raw)}, got {column.type}: declare another "
             "type, or convert the column"
         )
-    return become(column, raw).of(name)
+    return values.read_column(column, raw).of(name)
 
 
 def _possible(
@@ -144,9 +147,17 @@ def _fits(chains: Sequence[Chain], possible: Mapping[str, Sequence[RawType]], na
 def _choices(
     chain: Chain, possible: Mapping[str, Sequence[RawType]]
 ) -> Iterator[dict[str, pa.DataType]]:
-    """Yield the types that the columns of a chain can have together."""
-    for raws in itertools.product(*(possible[name] for name in chain.names)):
-        yield {name: RAW_TYPES[raw] for name, raw in zip(chain.names, raws, strict=True)}
+    """Yield the types that the columns of a chain can have together.
+
+    The steps that take other columns take numbers or anything, whatever the others are. So a
+    number is tried for these, and all types for the first one only.
+    """
+    others = {
+        name: RAW_TYPES["float64" if "float64" in possible[name] else possible[name][0]]
+        for name in chain.names
+    }
+    for raw in possible[chain.start]:
+        yield others | {chain.start: RAW_TYPES[raw]}
 
 
 def _ends_in_numbers(chain: Chain, types: Mapping[str, pa.DataType]) -> bool:
@@ -158,5 +169,5 @@ def _ends_in_numbers(chain: Chain, types: Mapping[str, pa.DataType]) -> bool:
 
 def _refused(column: pa.Array, raw: str) -> int:
     """Return how many cells of a column cannot be values of a raw type."""
-    found = [refused.rows for refused in become(column, raw).refused]
+    found = [refused.rows for refused in values.read_column(column, raw).refused]
     return len(np.unique(np.concatenate(found))) if found else 0

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from common.errors import ModelError
 from common.terminal import columns, facts
+from common.texts import is_one_line
 from model_handlers.manifest import MANIFEST_NAME, Manifest
 from model_handlers.read_package import ModelPackage
 from model_handlers.steps.chain import Chain
@@ -127,6 +128,7 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = f"[{', '.join(map(_short, value))}]" if isinstance(value, tuple) else str(value)
+    text = text if is_one_line(text) else repr(text)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

@@ -30,18 +30,11 @@ def describe_features(columns: Sequence[str], values: np.ndarray) -> dict[str, F
     Returns:
         The statistics by column.
     """
-    values = values.astype(np.float64)
-    quantiles = np.quantile(values, QUANTILES, axis=0)
+    spreads = (_spread(numbers) for numbers in values.astype(np.float64).T)
     return {
-        column: FeatureStatistics(
-            count=len(values),
-            mean=float(values[:, i].mean()),
-            std=float(values[:, i].std()),
-            min=float(values[:, i].min()),
-            max=float(values[:, i].max()),
-            quantiles={str(q): float(quantiles[k, i]) for k, q in enumerate(QUANTILES)},
-        )
-        for i, column in enumerate(columns)
+        column: FeatureStatistics(count=len(values), **vars(spread))
+        for column, spread in zip(columns, spreads, strict=True)
+        if spread is not None
     }
 
 
@@ -87,10 +80,13 @@ def describe_column(cells: Cells) -> ColumnStatistics:
 def _spread(numbers: np.ndarray) -> Spread | None:
     if not len(numbers):
         return None
-    quantiles = np.quantile(numbers, QUANTILES).tolist()
-    # The sum of very large numbers would overflow.
+    # The sum and the difference of very large numbers overflow.
     with np.errstate(over="ignore", invalid="ignore"):
+        quantiles = np.quantile(numbers, QUANTILES)
         mean, std = float(numbers.mean()), float(numbers.std())
+    if not np.isfinite(quantiles).all():
+        quantiles = np.quantile(numbers, QUANTILES, method="lower")
+    quantiles = quantiles.tolist()
     return Spread(
         mean=mean if np.isfinite(mean) else quantiles[3],
         std=std if np.isfinite(std) else 0.0,

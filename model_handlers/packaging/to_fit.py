@@ -24,6 +24,8 @@ FillFrom = Literal["mean", "median", "most_frequent"]
 _FILL_FROM = ("mean", "median", "most_frequent")
 _PLACEHOLDER = "<unknown>"
 _DEFAULT_BUCKETS = 10
+# A deviation of less than this share of the largest number is a rounding error.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,14 @@ class ToFit(Step):
             ManifestError: The step cannot be fitted on such values.
         """
 
+    def check_finite(self, *found: float) -> None:
+        """Raise ManifestError if what was computed from numbers is not finite."""
+        if not np.isfinite(found).all():
+            raise ManifestError(
+                f"step {self.NAME}: cannot be fitted, because the numbers of the sample are too "
+                "large to add up: limit them by clip first, or pass another sample"
+            )
+
 
 @dataclass(frozen=True)
 class FillToFit(ToFit):
@@ -71,8 +81,10 @@ class FillToFit(ToFit):
         if self.value == "most_frequent":
             return Fill(_plain(most_frequent(values)[0][0]))
         numbers = np.asarray(as_floats(values))
-        found = float(numbers.mean() if self.value == "mean" else np.median(numbers))
-        return Fill(float(round(found)) if pa.types.is_integer(values.type) else found)
+        with np.errstate(over="ignore"):
+            found = float(numbers.mean() if self.value == "mean" else np.median(numbers))
+        self.check_finite(found)
+        return Fill(round(found) if pa.types.is_integer(values.type) else found)
 
 
 @dataclass(frozen=True)
@@ -90,8 +102,12 @@ class ScaleToFit(ToFit):
     def fitted(self, values: pa.Array) -> Step:
         """Return scale with the mean and deviation; a constant is only shifted."""
         numbers = np.asarray(as_floats(values))
-        deviation = float(numbers.std())
-        return Scale(float(numbers.mean()), deviation if deviation > 0 else 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = float(numbers.mean()), float(numbers.std())
+        self.check_finite(mean, deviation)
+        # The mean of equal numbers may differ from them in its last bits.
+        constant = deviation <= _ROUNDING * float(np.abs(numbers).max())
+        return Scale(mean, 1.0 if constant else deviation)
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,10 @@ class BucketToFit(ToFit):
         """Return bucket with the quantiles as edges; equal quantiles are one edge."""
         numbers = np.asarray(as_floats(values))
         shares = np.arange(1, self.count) / self.count
-        return Bucket(tuple(np.unique(np.quantile(numbers, shares)).tolist()))
+        with np.errstate(over="ignore", invalid="ignore"):
+            edges = np.unique(np.quantile(numbers, shares)).tolist()
+        self.check_finite(*edges)
+        return Bucket(tuple(edges))
 
 
 @dataclass(frozen=True)
@@ -149,6 +168,11 @@ class VocabularyToFit(ToFit):
         # These cannot be lines of a file.
         texts = [t for t in texts if t and "\n" not in t and not t.endswith("\r")]
         found = [text for text in texts if text != _PLACEHOLDER or self.unknown is None]
+        if not found:
+            raise ManifestError(
+                f"step {self.NAME}: cannot be fitted, because no text of the sample can be a line "
+                "of a file: all are empty, or have line breaks"
+            )
         most = len(found) + 1 if self.most is None else self.most
         if self.unknown is None and self.hash_unknown is None and len(found) > most:
             self.refuse("most", "unknown or hash_unknown for the other values", self.most)
@@ -210,6 +234,4 @@ def most_frequent(values: pa.Array) -> list[tuple[Any, int]]:
 
 def _plain(value: Any) -> Any:
     """Return a value of a column as the member of a step."""
-    if isinstance(value, bool | str):
-        return value
-    return float(value) if isinstance(value, int | float) else value.isoformat()
+    return value if isinstance(value, bool | str | int | float) else value.isoformat()

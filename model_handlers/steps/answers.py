@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.texts import is_one_line
 from model_handlers.steps.categories import check_distinct, check_source, read_list
 from model_handlers.steps.numeric import as_floats, ascending, without_nan
 from model_handlers.steps.step import (
@@ -143,6 +144,7 @@ class _Named(Step):
 
     def __post_init__(self) -> None:
         check_source(self, self.file, self.values)
+        _check_labels(self, "values", self.values)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -151,7 +153,18 @@ class _Named(Step):
 
     def names(self, files: Mapping[str, bytes]) -> list[str]:
         """Return the names in order."""
-        return list(self.values) if self.file is None else read_list(self.file, files)
+        if self.file is None:
+            return list(self.values)
+        found = read_list(self.file, files)
+        _check_labels(self, f"file {self.file}", found)
+        return found
+
+
+def _check_labels(step: Step, member: str, labels: Sequence[str]) -> None:
+    """Raise ManifestError for a label that would break the line or the terminal of a report."""
+    for label in labels:
+        if not is_one_line(label):
+            step.refuse(member, "names without line breaks and control characters", label)
 
 
 @dataclass(frozen=True)
@@ -253,6 +266,7 @@ class Cut(Step):
         if len(self.names) != len(self.at) + 1:
             self.refuse("names", f"{len(self.at) + 1} names, one more than at", list(self.names))
         check_distinct(self.names, f"step {self.NAME}: names")
+        _check_labels(self, "names", self.names)
 
     def gives(self, type_: pa.DataType, *operands: pa.DataType) -> pa.DataType:
         """Return string."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from common.cells import is_list
 from common.errors import ManifestError, suggest
+from model_handlers.steps.general import Fill
 from model_handlers.steps.raw import each_distinct, each_item
 from model_handlers.steps.step import (
     NUMBERS_FROM,
@@ -66,14 +67,25 @@ class Chain:
             ManifestError: A name is unknown, or a step does not take what it gets. The message
                 starts with the number of the link, such as `[2]`.
         """
-        type_ = _known(self.start, types, 0)
+        return self.types(types)[-1]
+
+    def types(self, known: Mapping[str, pa.DataType]) -> list[pa.DataType]:
+        """Return the type of the start and after each step; see `gives`."""
+        found = [_known(self.start, known, 0)]
         for number, step in enumerate(self.steps, 1):
-            operands = [_known(name, types, number) for name in step.operands]
+            operands = [_known(name, known, number) for name in step.operands]
             try:
-                type_ = _after(step, type_, operands)
+                found.append(_after(step, found[-1], operands))
             except ManifestError as error:
                 raise ManifestError(f"[{number}]: {error}") from error
-        return type_
+        return found
+
+    def fills(self, known: Mapping[str, pa.DataType]) -> bool:
+        """Return whether a step replaces null; in lists, `fill` only replaces items."""
+        return any(
+            isinstance(step, Fill) and not is_list(type_)
+            for step, type_ in zip(self.steps, self.types(known), strict=False)
+        )
 
     def bind(self, context: Context) -> BoundChain:
         """Return the chain, ready to run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -79,7 +80,8 @@ class Fill(Step):
             found = from_values([self.value], raw).values.cast(type_)[0]
         except pa.ArrowInvalid:
             return None
-        return found if found.is_valid else None
+        is_infinite = pa.types.is_floating(type_) and not math.isfinite(found.as_py() or 0.0)
+        return found if found.is_valid and not is_infinite else None
 
 
 GENERAL_STEPS = (Cast, Fill)
