@@ -202,7 +202,7 @@ class InstanceReader:
     def _split(
         self, instances: Sequence[Any]
     ) -> tuple[list[np.ndarray], Sequence[int], dict[int, Fault]]:
-        """Return the arrays of the good rows, the numbers of these, and the faults of the others.
+        """Return the arrays of the good rows, their numbers, and the faults of the others.
 
         The functions of the pipelines judge the rows.
         """
