@@ -235,6 +235,15 @@ def _code_and_details(found: re.Match[str]) -> str:
     return f"{RPC_ERROR} {found['code']}{details}"
 
 
+def class_name(value: object) -> str:
+    """Return the name of a value's class, or of the nearest base class whose name is a word.
+
+    A class may be made while a program runs, so its name may be any text, such as values of a row.
+    """
+    names = (kind.__name__ for kind in type(value).__mro__)
+    return next(name for name in names if name.isidentifier())
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an exception in one line.
 
@@ -248,5 +257,5 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """
     # Torch may append the frames of its C++ stack.
     text = " ".join(shorten_rpcs(str(error)).split("Exception raised from")[0].split())
-    text = without_secrets(text) or type(error).__name__
+    text = without_secrets(text) or class_name(error)
     return text if len(text) <= limit else f"{text[:limit]}..."

@@ -39,6 +39,37 @@ def output_may_close() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextmanager
+def prints_to_stderr(when: bool = True) -> Iterator[None]:
+    """Send to standard error what the block prints on standard output.
+
+    That includes what other threads, libraries and child processes print meanwhile.
+
+    Args:
+        when: Whether to do so; otherwise the block runs as usual.
+    """
+    if not when:
+        yield
+        return
+    own, saved = sys.stdout, None
+    with suppress(OSError, ValueError):
+        own.flush()
+        # In a notebook, or while another block captures it, it has no file of its own.
+        if own.fileno() == 1:
+            saved = os.dup(1)
+            os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = own
+        with suppress(OSError, ValueError):
+            own.flush()
+        if saved is not None:
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Return one line for each label and value, with the values aligned."""
     return "\n".join(f"{label:<{_LABEL_WIDTH}} {value}".rstrip() for label, value in pairs)

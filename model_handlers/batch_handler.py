@@ -19,6 +19,7 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from common.record_batch import ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 from model_handlers.manifest import Manifest, OutputSpec
+from model_handlers.preparation import rows_at_once
 from model_handlers.trusted_code import TrustedCode
 from model_handlers.without_values import without_cells, without_numbers
 
@@ -32,7 +33,8 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
     Args:
         manifest: The manifest of the model.
         outputs: The names of the outputs to return, or None for all.
-        batch_rows: The maximum number of rows that Beam gathers for one call of run_inference.
+        batch_rows: The maximum number of rows that Beam gathers for one call of run_inference. If
+            steps prepare wide rows, fewer are gathered.
 
     Attributes:
         package: The path of the package, in which workers find the files of its steps, or None.
@@ -46,6 +48,8 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
     code: TrustedCode = TrustedCode()
 
     def __init__(self, manifest: Manifest, outputs: Sequence[str] | None, batch_rows: int) -> None:
+        if manifest.has_steps:
+            batch_rows = min(batch_rows, rows_at_once(manifest))
         super().__init__(
             min_batch_size=batch_rows,
             max_batch_size=batch_rows,

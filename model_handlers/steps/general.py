@@ -22,7 +22,7 @@ class Cast(Step):
     NAME: ClassVar = "cast"
     TAKES: ClassVar = (Kind.NUMBER, Kind.TEXT, Kind.TIME)
     GIVES: ClassVar = "`to`"
-    REASONS: ClassVar = ("wrong_type", "no_time_zone", "out_of_range")
+    REASONS: ClassVar = ("wrong_type", "no_time_zone", "out_of_range", "not_finite")
     EACH: ClassVar = True
 
     to: RawName

@@ -12,6 +12,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from cloud.errors import retry, translate_errors
 from common.errors import OutputError, UsageError
+from common.terminal import prints_to_stderr
 from model_handlers.manifest import Manifest
 from model_handlers.thresholds import thresholds_of
 from pipelines.batch.config import TableSink
@@ -97,7 +98,8 @@ def _replay(
 ) -> None:
     """Run a replay to its end. The first dead letter decides whether it is one of a stream."""
     topics = _topics(config, cloud)
-    model = read_model(config.model)
+    with prints_to_stderr(config.run.json_summary):
+        model = read_model(config.model)
     manifest = scoring_manifest(config.model, model)
     if first.of_stream:
         name = STREAM_REPLAY
@@ -121,7 +123,8 @@ def _replay(
             transform=source, schema=schema, names=found.names, lineage=_lineage(config, found)
         )
 
-    handler = make_handler(config, model, fields, options, endpoints)
+    with prints_to_stderr(config.run.json_summary):
+        handler = make_handler(config, model, fields, options, endpoints)
     scoring = Scoring(
         name=name,
         config=config,
