@@ -207,6 +207,8 @@ def exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:
         return 0, NULL
     if high == 1 and str(cell).lower() in ("true", "false"):
         return int(str(cell).lower() == "true"), FINE
+    if _NAN_TEXT.fullmatch(str(cell)):
+        return 0, NAN
     try:
         number = Decimal(cell)
     except InvalidOperation:

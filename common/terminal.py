@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from common.errors import MillraceError
+from common.errors import MillraceError, visible
 from common.interrupts import repeating
 from common.pages import error_line
 
@@ -54,10 +54,9 @@ def prints_to_stderr(when: bool = True) -> Iterator[None]:
     own, saved = sys.stdout, None
     with suppress(OSError, ValueError):
         own.flush()
-        # In a notebook, or while another block captures it, it has no file of its own.
-        if own.fileno() == 1:
-            saved = os.dup(1)
-            os.dup2(2, 1)
+        # Libraries and child processes know only the number of the file.
+        saved = os.dup(1)
+        os.dup2(2, 1)
     sys.stdout = sys.stderr
     try:
         yield
@@ -72,7 +71,7 @@ def prints_to_stderr(when: bool = True) -> Iterator[None]:
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Return one line for each label and value, with the values aligned."""
-    return "\n".join(f"{label:<{_LABEL_WIDTH}} {value}".rstrip() for label, value in pairs)
+    return "\n".join(visible(f"{label:<{_LABEL_WIDTH}} {value}".rstrip()) for label, value in pairs)
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
@@ -84,6 +83,7 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     """
     if not rows:
         return ""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join((indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in rows)
 
@@ -118,7 +118,8 @@ def print_facts(pairs: Sequence[tuple[str, str]], styles: Mapping[str, str]) -> 
     from rich.text import Text
 
     for label, value in pairs:
-        line = Text.assemble((f"{label:<{_LABEL_WIDTH}} ", "bold"), (value, styles.get(label, "")))
+        shown = visible(value), styles.get(label, "")
+        line = Text.assemble((f"{label:<{_LABEL_WIDTH}} ", "bold"), shown)
         _print_rich(line, sys.stdout)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+import orjson
 
 from common.errors import ManifestError, UsageError, suggest
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest, RawType
@@ -163,7 +164,7 @@ def _value(text: str, raw: RawType) -> Any:
     """Return the value of a flag for a column of a raw type."""
     if raw not in ("string", "list<string>"):
         with suppress(ValueError):
-            value = json.loads(text)
+            value = orjson.loads(text)
             return float(value) if type(value) is int else value
     return text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -79,7 +80,9 @@ class Fill(Step):
             found = from_values([self.value], raw).values.cast(type_)[0]
         except pa.ArrowInvalid:
             return None
-        return found if found.is_valid else None
+        number = found.as_py()
+        is_finite = not isinstance(number, float) or math.isfinite(number)
+        return found if found.is_valid and is_finite else None
 
 
 GENERAL_STEPS = (Cast, Fill)
