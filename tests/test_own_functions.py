@@ -192,7 +192,7 @@ def test_what_a_function_prints_is_not_among_the_report(
     (myteam / "features.py").write_text(f"print('imported')\n{source}")
     write_own_package(tmp_path / "model")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    flags = {"input_files": tmp_path / "rows.jsonl", "model": tmp_path / "model"}
+    flags: dict[str, Any] = {"input_files": tmp_path / "rows.jsonl", "model": tmp_path / "model"}
     flags |= {"output_files": tmp_path / "out", "trusted_modules": "myteam"}
     code, out, err = run_command(COMMAND, {**flags, "json_summary": "true"})
     assert code == 0, err

@@ -161,7 +161,9 @@ def test_a_short_step_and_a_log_show_nothing() -> None:
     assert (terminal.getvalue(), log.getvalue()) == ("", "")
 
 
-def test_prints_go_to_standard_error_whoever_prints(capfd: pytest.CaptureFixture[str]) -> None:
+def test_prints_of_threads_and_children_go_to_standard_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     print("before")
     with prints_to_stderr():
         print("ours")

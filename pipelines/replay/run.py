@@ -67,7 +67,10 @@ def run_local(parsed: Parsed) -> None:
             print(f"no dead letters in {', '.join(found.names)}: nothing to replay", file=out)
             return
         own = replace(config, run=replace(config.run, run_id=found.run_id))
-        _replay(own, found, first, options=options, endpoints=endpoints, cloud=cloud)
+        # Reading a model and making a handler may run code of the user.
+        with prints_to_stderr(config.run.json_summary):
+            model = read_model(config.model)
+        _replay(own, found, first, model, options=options, endpoints=endpoints, cloud=cloud)
 
 
 def _make_cloud(
@@ -91,6 +94,7 @@ def _replay(
     config: ReplayConfig,
     found: Replay,
     first: Letter,
+    model: Manifest,
     *,
     options: PipelineOptions,
     endpoints: Endpoints,
@@ -98,8 +102,6 @@ def _replay(
 ) -> None:
     """Run a replay to its end. The first dead letter decides whether it is one of a stream."""
     topics = _topics(config, cloud)
-    with prints_to_stderr(config.run.json_summary):
-        model = read_model(config.model)
     manifest = scoring_manifest(config.model, model)
     if first.of_stream:
         name = STREAM_REPLAY
@@ -124,15 +126,14 @@ def _replay(
         )
 
     with prints_to_stderr(config.run.json_summary):
-        handler = make_handler(config, model, fields, options, endpoints)
-    scoring = Scoring(
-        name=name,
-        config=config,
-        handler=handler,
-        manifest=manifest,
-        packaged=thresholds_of(model),
-        fields=fields,
-    )
+        scoring = Scoring(
+            name=name,
+            config=config,
+            handler=make_handler(config, model, fields, options, endpoints),
+            manifest=manifest,
+            packaged=thresholds_of(model),
+            fields=fields,
+        )
     graph = score_rows(scoring, options, cloud, open_it)
     run(replace(graph, topics=topics, cloud=cloud), options, config, endpoints)
 
