@@ -7,6 +7,8 @@ fraction, no value outside its range, and no value that was rounded on the way.
 from __future__ import annotations
 
 import functools
+import math
+import re
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -17,6 +19,10 @@ import pyarrow.compute as pc
 # The states of a cell. An empty string is NULL. WRONG means not a number, or not one that the
 # tensor can hold.
 FINE, NULL, NAN, INFINITE, WRONG = range(5)
+# Arrow reads these, and reads whole columns first.
+_NAN_TEXT = re.compile(r"[+-]?nan\([a-z0-9_]*\)", re.IGNORECASE)
+# Texts that Arrow reads as integers of 64 bits as Python does.
+_PLAIN_INTEGER = "^-?[0-9]{1,18}$"
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -24,6 +30,19 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
+
+
+def decoded(column: pa.Array) -> pa.Array:
+    """Return a column with its values in place of a dictionary, if it has one."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    known = column.dictionary
+    # Arrow cannot select values of a view.
+    if pa.types.is_string_view(known.type):
+        known = known.cast(pa.large_string())
+    elif pa.types.is_binary_view(known.type):
+        known = known.cast(pa.large_binary())
+    return known.take(column.indices)
 
 
 def cast_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -116,7 +135,12 @@ def _read_text(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | No
 
 
 def parse_number(text: str | None) -> float | None:
-    """Return the number that a string spells; None for null and for other strings."""
+    """Return the number that a string spells; None for null and for other strings.
+
+    NaN may have a note, as in `nan(ind)`.
+    """
+    if text is not None and _NAN_TEXT.fullmatch(text):
+        return math.nan
     try:
         # float() also accepts 1_000, which is not a number in any data format.
         return None if text is None or "_" in text else float(text)
@@ -126,11 +150,14 @@ def parse_number(text: str | None) -> float | None:
 
 def _read_integers(array: pa.Array, dtype: str) -> tuple[np.ndarray, np.ndarray | None]:
     low, high = limits(dtype)
-    if is_text(array.type) or pa.types.is_decimal(array.type):
-        cells = [exact_integer(cell, low, high) for cell in array.to_pylist()]
-        numbers = np.array([value for value, _ in cells], dtype=dtype)
-        state = np.array([found for _, found in cells], dtype=np.uint8)
-        return numbers, state if state.any() else None
+    if is_text(array.type):
+        plain = pc.match_substring_regex(array, _PLAIN_INTEGER).fill_null(False)
+        return _read_spelled(array, dtype, plain.to_numpy(zero_copy_only=False))
+    if pa.types.is_decimal(array.type):
+        try:
+            array = array.cast(pa.int64())
+        except pa.ArrowInvalid:
+            return _read_spelled(array, dtype, np.zeros(len(array), bool))
     if pa.types.is_integer(array.type):
         if not array.null_count and _all_within(array, low, high):
             return array.to_numpy().astype(dtype, copy=False), None
@@ -155,6 +182,24 @@ def _all_within(integers: pa.Array, low: int, high: int) -> bool:
     return not len(integers) or (low <= bounds["min"] and bounds["max"] <= high)
 
 
+def _read_spelled(
+    array: pa.Array, dtype: str, plain: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read texts or decimals as integers: the plain ones at once, the others one by one."""
+    low, high = limits(dtype)
+    numbers, state = np.zeros(len(array), dtype), np.zeros(len(array), np.uint8)
+    if plain.any():
+        found = array.filter(pa.array(plain)).cast(pa.int64())
+        read = _read_integers(found, dtype)
+        numbers[plain], state[plain] = read[0], FINE if read[1] is None else read[1]
+    if not plain.all():
+        others = array.filter(pa.array(~plain)).to_pylist()
+        numbers[~plain], state[~plain] = zip(
+            *(exact_integer(cell, low, high) for cell in others), strict=True
+        )
+    return numbers, state if state.any() else None
+
+
 def exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:
     """Convert one cell to an integer without rounding.
 
@@ -170,6 +215,8 @@ def exact_integer(cell: Any, low: int, high: int) -> tuple[int, int]:
         return 0, NULL
     if high == 1 and str(cell).lower() in ("true", "false"):
         return int(str(cell).lower() == "true"), FINE
+    if _NAN_TEXT.fullmatch(str(cell)):
+        return 0, NAN
     try:
         number = Decimal(cell)
     except InvalidOperation:

@@ -35,11 +35,13 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from common.addresses import without_secrets
 
 RPC_ERROR = "gRPC error"
+_CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # The text of an error of gRPC, after the name of its class in a traceback.
 _RPC = re.compile(
     r"(?:[\w.]+: )?<\w+ of RPC that terminated with:\s*status = StatusCode\.(?P<code>\w+)"
@@ -63,7 +65,7 @@ class MillraceError(Exception):
     page = "unexpected"
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(without_secrets(message))
+        super().__init__(visible(without_secrets(message), keep="\n\t"))
 
 
 class UsageError(MillraceError):
@@ -242,6 +244,33 @@ def _code_and_details(found: re.Match[str]) -> str:
     return f"{RPC_ERROR} {found['code']}{details}"
 
 
+def visible(text: str, keep: str = "") -> str:
+    """Return a text with its control characters escaped, so that it cannot change a terminal.
+
+    Args:
+        text: The text, such as the name of a column.
+        keep: The control characters that stay.
+    """
+    if text.isprintable():
+        return text
+    # Categories such as Cc and Cf; Zl and Zp separate lines.
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if c not in keep and unicodedata.category(c) in _CONTROLS
+        else c
+        for c in text
+    )
+
+
+def class_name(value: object) -> str:
+    """Return the name of a value's class, or of the nearest base class whose name is a word.
+
+    A class may be made while a program runs, so its name may be any text, such as values of a row.
+    """
+    names = (kind.__name__ for kind in type(value).__mro__)
+    return next(name for name in names if name.isidentifier())
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the message of an exception in one line.
 
@@ -255,5 +284,5 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     """
     # Torch may append the frames of its C++ stack.
     text = " ".join(shorten_rpcs(str(error)).split("Exception raised from")[0].split())
-    text = without_secrets(text) or type(error).__name__
+    text = visible(without_secrets(text)) or class_name(error)
     return text if len(text) <= limit else f"{text[:limit]}..."

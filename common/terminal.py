@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from common.errors import MillraceError
+from common.errors import MillraceError, visible
 from common.interrupts import repeating
 from common.pages import error_line
 
@@ -39,9 +39,39 @@ def output_may_close() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+@contextmanager
+def prints_to_stderr(when: bool = True) -> Iterator[None]:
+    """Send to standard error what the block prints on standard output.
+
+    That includes what other threads, libraries and child processes print meanwhile.
+
+    Args:
+        when: Whether to do so; otherwise the block runs as usual.
+    """
+    if not when:
+        yield
+        return
+    own, saved = sys.stdout, None
+    with suppress(OSError, ValueError):
+        own.flush()
+        # Libraries and child processes know only the number of the file.
+        saved = os.dup(1)
+        os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = own
+        with suppress(OSError, ValueError):
+            own.flush()
+        if saved is not None:
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Return one line for each label and value, with the values aligned."""
-    return "\n".join(f"{label:<{_LABEL_WIDTH}} {value}".rstrip() for label, value in pairs)
+    return "\n".join(visible(f"{label:<{_LABEL_WIDTH}} {value}".rstrip()) for label, value in pairs)
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
@@ -53,6 +83,7 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     """
     if not rows:
         return ""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join((indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in rows)
 
@@ -87,7 +118,8 @@ def print_facts(pairs: Sequence[tuple[str, str]], styles: Mapping[str, str]) -> 
     from rich.text import Text
 
     for label, value in pairs:
-        line = Text.assemble((f"{label:<{_LABEL_WIDTH}} ", "bold"), (value, styles.get(label, "")))
+        shown = visible(value), styles.get(label, "")
+        line = Text.assemble((f"{label:<{_LABEL_WIDTH}} ", "bold"), shown)
         _print_rich(line, sys.stdout)
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.arrow_values import to_values
-from common.cells import is_text
+from common.cells import decoded, is_text
 from common.plain_json import to_json
 
 # Floats from here on have no counterpart in INT64.
@@ -109,7 +109,7 @@ def id_column(column: pa.Array) -> pa.Array:
     Bytes become hex digits, any other value what `text_column` returns.
     """
     if pa.types.is_dictionary(column.type):
-        return id_column(column.dictionary_decode())
+        return id_column(decoded(column))
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
     return _hex(column) if is_binary(column.type) else text_column(column)
@@ -124,7 +124,7 @@ def text_column(column: pa.Array) -> pa.Array:
     """
     kind, types = column.type, pa.types
     if types.is_dictionary(kind):
-        return text_column(column.dictionary_decode())
+        return text_column(decoded(column))
     if isinstance(kind, pa.UuidType):
         return _uuids(column.storage)
     if isinstance(kind, pa.BaseExtensionType):

@@ -20,6 +20,7 @@ from apache_beam.ml.inference.base import ModelHandler
 from common.errors import UsageError
 from common.record_batch import BATCH_BYTES, ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 from model_handlers.manifest import Manifest, OutputSpec
+from model_handlers.preparation import rows_at_once
 from model_handlers.trusted_code import TrustedCode
 from model_handlers.without_values import without_cells, without_numbers
 
@@ -33,7 +34,8 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
     Args:
         manifest: The manifest of the model.
         outputs: The names of the outputs to return, or None for all.
-        batch_rows: The maximum number of rows that Beam gathers for one call of run_inference.
+        batch_rows: The maximum number of rows that Beam gathers for one call of run_inference. If
+            steps prepare wide rows, fewer are gathered.
         batch_bytes: The maximum number of bytes of their batches.
 
     Attributes:
@@ -58,6 +60,8 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
             raise UsageError(
                 f"batch_rows and batch_bytes must be at least 1, got {batch_rows} and {batch_bytes}"
             )
+        if manifest.has_steps:
+            batch_rows = min(batch_rows, rows_at_once(manifest))
         super().__init__(
             min_batch_size=batch_rows,
             max_batch_size=batch_rows,

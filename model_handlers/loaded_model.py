@@ -17,7 +17,14 @@ import numpy as np
 import torch
 from apache_beam.metrics import Metrics
 
-from common.errors import ContractBroken, DeviceError, MissingDevice, UsageError, one_line
+from common.errors import (
+    ContractBroken,
+    DeviceError,
+    MissingDevice,
+    UsageError,
+    class_name,
+    one_line,
+)
 from common.memory import is_of_memory
 from model_handlers.isolate import NotTried
 from model_handlers.manifest import Manifest, OutputSpec
@@ -301,4 +308,4 @@ def describe_error(error: BaseException) -> str:
         text = text.splitlines()[-1].strip().removeprefix("builtins.")
     if re.match(r"[\w.]+(Error|Exception)\b", text):
         return text[:300]
-    return f"{type(error).__name__}: {one_line(error)}"
+    return f"{class_name(error)}: {one_line(error)}"

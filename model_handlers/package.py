@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from common.command_names import as_typed
-from common.errors import MillraceError, UsageError, one_line
+from common.errors import MillraceError, UsageError, one_line, visible
 from common.memory import MORE_MEMORY, out_of_memory
 from common.terminal import output_may_close, print_error
 from model_handlers.manifest import MANIFEST_NAME, Manifest
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None, open_sample: OpenSample | None = Non
         print_error(out_of_memory(one_line(error), MORE_MEMORY))
         return 1
     with output_may_close():
-        print("\n".join(_summary(args.output, manifest)))
+        print("\n".join(map(visible, _summary(args.output, manifest))))
     return 0
 
 

@@ -17,6 +17,19 @@ from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Cells, Context, Kind, Refused, as_mask, flat, kind_of
 from model_handlers.steps.values import from_values, read_column
 
+# The bytes of the numbers of rows that are prepared at once; a batch takes a few times as many.
+_BYTES_AT_ONCE = 64 << 20
+
+
+def rows_at_once(manifest: Manifest) -> int:
+    """Return how many rows are prepared at once, so that wide ones do not fill the memory.
+
+    A row of raw columns may be small and its tensors large, for example behind `one_hot`.
+    """
+    # Steps compute with numbers of up to 8 bytes.
+    row_bytes = 8 * sum(spec.width for spec in manifest.inputs)
+    return max(1, _BYTES_AT_ONCE // row_bytes)
+
 
 class Preparation:
     """The steps of a manifest, ready to run; one per process.
@@ -114,7 +127,9 @@ class Preparation:
                 `Manifest.fields_for`.
 
         Returns:
-            The columns of fields by name, and the refusals, in which the column is the field.
+            The columns of fields by name, and the refusals, in which the column is the field. A
+            field that steps made NaN or infinite is refused with `not_finite`; one that is so
+            because an output is stays, as the output does.
         """
         known = {name: Cells(column) for name, column in outputs.items()}
         fields: dict[str, pa.Array] = {}
@@ -123,10 +138,34 @@ class Preparation:
             wanted = names is None or name in names
             if not wanted or not known.keys() >= set(chain.chain.names):
                 continue
-            cells = chain.run(known)
+            cells = self._finite(name, chain.run(known), outputs)
             known[name], fields[name] = cells, cells.values
             refused += [replace(some, column=name) for some in cells.refused]
         return fields, refused
+
+    def _finite(self, name: str, cells: Cells, outputs: Mapping[str, pa.Array]) -> Cells:
+        """Refuse the cells of a field that are not finite, though its outputs are."""
+        wrong = _not_finite(cells.values)
+        if wrong is None:
+            return cells
+        for output in self.manifest.outputs_for([name]):
+            meant = _not_finite(outputs[output])
+            wrong = wrong if meant is None else wrong & ~meant
+        message = "NaN or infinite, which steps computed from finite numbers"
+        return cells.refuse(wrong, "not_finite", message)
+
+
+def _not_finite(values: pa.Array) -> np.ndarray | None:
+    """Return which rows have a number that is NaN or infinite, bool [rows]; None if none has."""
+    items = values
+    while pa.types.is_fixed_size_list(items.type):
+        items, _ = flat(items)
+    if not pa.types.is_floating(items.type) or not len(values):
+        return None
+    finite = np.isfinite(items.to_numpy(zero_copy_only=False))
+    if np.count_nonzero(finite) == finite.size:
+        return None
+    return ~finite.reshape(len(values), -1).all(axis=1) & as_mask(values.is_valid())
 
 
 def _read(values: pa.Array, raw: str) -> Cells:

@@ -149,6 +149,10 @@ def import_name(name: str, what: str, code: TrustedCode) -> Any:
     with as_model_error(cannot):
         try:
             return getattr(_import(parts, code), member)
+        except SystemExit as error:
+            raise ModelError(
+                f"{cannot}: the module ends the process when it is imported"
+            ) from error
         except ModuleNotFoundError as error:
             raise ModelError(
                 f"{cannot}: {one_line(error)}: pass its wheel in --extra_packages, or install it"

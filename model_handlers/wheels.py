@@ -36,6 +36,9 @@ OWN = frozenset(
 _FLAG = "--extra_packages"
 _SPREAD = re.compile(r"[^/]+\.data/(purelib|platlib)/")
 _NO_MODULE = re.compile(r"[^/]+\.(dist-info|data)/")
+_AT_START = re.compile(r"(site|user)customize(\.|/|$)")
+# Libraries load the modules that it names, such as torch the "backends" of other packages.
+_PLUGINS = "entry_points.txt"
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def read_wheel(path: str) -> Wheel:
         raise UsageError(f"{_FLAG} {path} is not a wheel: {one_line(error)}") from error
     if not any(re.fullmatch(r"[^/]+\.dist-info/WHEEL", entry) for entry in names):
         raise UsageError(f"{_FLAG} {path} is not a wheel: it has no file WHEEL in its .dist-info")
+    _check_files(path, names)
     if project == "millrace":
         raise UsageError(
             f"{_FLAG} {path} is Millrace itself: pass it to Dataflow's workers with Beam's flag "
@@ -114,6 +118,26 @@ def read_wheels(paths: Iterable[str]) -> list[Wheel]:
     wheels = [read_wheel(path) for path in paths]
     _check_names(wheels)
     return wheels
+
+
+def _check_files(path: str, names: Iterable[str]) -> None:
+    """Raise UsageError for a file that has no place in a wheel, or that Python would run.
+
+    Only modules that the user names with `--trusted_modules` may run, but Python runs some files
+    whenever it starts.
+    """
+    for name in names:
+        inside = _SPREAD.sub("", name, count=1)
+        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+            raise UsageError(
+                f"{_FLAG} {path} has a file outside its folder, {name[:80]!r}: build the wheel "
+                "again"
+            )
+        if ("/" not in inside and inside.endswith(".pth")) or _AT_START.match(inside):
+            raise UsageError(
+                f"{_FLAG} {path}: Python would run its {inside} at each start: leave it out, and "
+                "name the modules to trust in --trusted_modules"
+            )
 
 
 @contextmanager
@@ -209,7 +233,9 @@ def _unpack(wheel: Wheel, folder: Path) -> None:
     """Write the modules and the metadata of a wheel into a folder, as an installer does."""
     try:
         with zipfile.ZipFile(wheel.path) as archive:
-            archive.extractall(folder)
+            archive.extractall(
+                folder, [name for name in archive.namelist() if os.path.basename(name) != _PLUGINS]
+            )
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise UsageError(f"{_FLAG} {wheel.path} cannot be unpacked: {one_line(error)}") from error
     for spread in (*folder.glob("*.data/purelib"), *folder.glob("*.data/platlib")):

@@ -199,7 +199,7 @@ class Service:
         batcher = Batcher(
             model,
             self._executor,
-            max_rows=self.settings.max_batch_rows,
+            max_rows=model.batch_rows,
             max_wait=self.settings.max_batch_wait_ms / 1000,
             observe=self.metrics.passed,
             preparation=preparation,

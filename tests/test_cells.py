@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from common.cells import FINE, INFINITE, NAN, NULL, WRONG, limits, read_cells
+from common.cells import FINE, INFINITE, NAN, NULL, WRONG, decoded, limits, read_cells
 
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
@@ -29,6 +29,9 @@ TEXTS = st.one_of(
             "-1e400",
             "nan",
             "NaN",
+            "nan(ind)",
+            "-NaN()",
+            "nan(a b)",
             "inf",
             "Infinity",
             "1_000",
@@ -69,6 +72,8 @@ def judge(value: Any, dtype: str) -> tuple[int, Any]:
         return NULL, None
     try:
         if isinstance(value, str):
+            if value.lower() in ("nan(ind)", "-nan()"):
+                return NAN, None
             if "_" in value:
                 raise ValueError
             number = float(value)
@@ -115,6 +120,7 @@ def columns(draw: st.DrawFn) -> tuple[pa.Array, list[Any]]:
 @example((pa.array(["abc", "9007199254740993"]), ["abc", "9007199254740993"]), "int64", 0)
 @example((pa.array(["1_000", "1"]), ["1_000", "1"]), "float32", 0)
 @example((pa.array(["1_000", "1"]), ["1_000", "1"]), "int64", 0)
+@example((pa.array(["nan(ind)", "abc"]), ["nan(ind)", "abc"]), "float64", 0)
 @example((pa.array([2.0**63]), [2.0**63]), "int64", 0)
 @example((pa.array([2**64 - 1], pa.uint64()), [2**64 - 1]), "int64", 0)
 @example((pa.array([2**53 + 1, None]), [2**53 + 1, None]), "int64", 0)
@@ -145,11 +151,31 @@ def test_floats_are_cast_as_numpy_casts_them(values: list[float], dtype: str) ->
     np.testing.assert_array_equal(read_cells(pa.array(values), dtype)[0], expected)
 
 
+@given(st.lists(TEXTS | st.text("+-naif()_0.eE xX1", max_size=8), min_size=1, max_size=4))
+@example(["nan(ind)", "abc"])
+@example(["nan(0_1)", "1_0", "inf(1)"])
+def test_a_text_means_the_same_alone_and_among_others(texts: list[str]) -> None:
+    for dtype in ("float64", "int64"):
+        numbers, state = read_cells(pa.array(texts), dtype)
+        for row, text in enumerate(texts):
+            alone, of_alone = read_cells(pa.array([text]), dtype)
+            found = FINE if of_alone is None else of_alone[0]
+            assert (FINE if state is None else state[row]) == found, text
+            assert found != FINE or numbers[row] == alone[0], text
+
+
 @pytest.mark.parametrize("text", ["1e999999999999999999999", "sNaN", "١٢", "1" * 5000])
 def test_odd_texts_neither_raise_nor_take_long(text: str) -> None:
     for dtype in ("int64", "float32"):
         _, state = read_cells(pa.array([text, "1"]), dtype)
         assert state is None or state[1] == FINE
+
+
+def test_a_dictionary_of_views_is_decoded() -> None:
+    places = pa.array([1, None, 0])
+    for kind in (pa.string_view(), pa.binary_view(), pa.string()):
+        column = pa.DictionaryArray.from_arrays(places, pa.array(["a", "b"]).cast(kind))
+        assert [str(v.cast(pa.string())) for v in decoded(column)] == ["b", "None", "a"]
 
 
 def test_an_empty_column_has_no_cells() -> None:

@@ -10,6 +10,7 @@ import threading
 import uuid
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -353,6 +354,33 @@ def test_a_module_with_the_name_of_another_one_is_refused(
     path = write_wheel(tmp_path, {module: ""})
     with pytest.raises(UsageError, match=expected):
         read_wheels([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("sitecustomize.py", "Python would run its sitecustomize.py at each start"),
+        ("usercustomize/__init__.py", "Python would run its usercustomize/__init__.py"),
+        ("ours.pth", "Python would run its ours.pth"),
+        ("ours-1.0.data/purelib/ours.pth", "Python would run its ours.pth"),
+        ("../json.py", "has a file outside its folder"),
+        ("ours/../../json.py", "has a file outside its folder"),
+        ("/tmp/ours.py", "has a file outside its folder"),
+    ],
+)
+def test_files_that_python_would_run_by_itself_are_refused(
+    tmp_path: Path, file: str, expected: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(expected)):
+        read_wheels([str(write_wheel(tmp_path, {"ours/__init__.py": "", file: ""}))])
+
+
+def test_the_plugins_of_a_wheel_are_not_found(tmp_path: Path) -> None:
+    plugins = "[torch.backends]\nours = ours:start\n"
+    files = {"ours/__init__.py": "", "ours-1.0.dist-info/entry_points.txt": plugins}
+    with importable(read_wheels([str(write_wheel(tmp_path, files, name="ours"))])):
+        assert metadata.distribution("ours").version == "1.0"
+        assert not metadata.distribution("ours").entry_points
 
 
 def test_two_wheels_must_not_have_the_same_module(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import math
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
@@ -25,6 +28,8 @@ from common.errors import UsageError
 from examples.local_cloud import PROJECT, LocalCloud
 from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
+from model_handlers.packaged_steps import PackagedSteps
+from model_handlers.steps.step import vectors
 from model_handlers.thresholds import thresholds_flag, thresholds_of, with_thresholds
 from pipelines.batch.report_text import decision_facts
 from pipelines.batch_local import COMMAND
@@ -326,6 +331,32 @@ def test_a_field_that_is_not_written_does_not_cost_a_row(run: Any, tmp_path: Pat
     assert [one["reason"] for one in of_field] == ["out_of_range"] * len(GOOD)
     assert {json.loads(one["attributes"])["column"] for one in of_field} == {"wrong"}
     assert {one["message"].partition(":")[0] for one in of_field} == {"field wrong"}
+
+
+def test_a_field_is_finite_unless_an_output_is_not(run: Any, tmp_path: Path) -> None:
+    package = tmp_path / "changed"
+    twice = [{"step": "multiply", "other": 1e300}] * 2
+    fields = [
+        {"name": "first", "from": [{"output": "logits"}, {"step": "element", "at": 0}]},
+        {"name": "large", "from": [{"field": "first"}, *twice]},
+        {"name": "again", "from": [{"field": "large"}, {"step": "subtract", "other": "large"}]},
+    ]
+    manifest = write_raw_package(
+        package, fields=fields, score_output="first", output_fields=["first"]
+    )
+    preparation = PackagedSteps(manifest, str(package)).load()
+    width = manifest.output("logits").shape[0]
+    logits = np.ones((4, width), np.float32)
+    logits[1], logits[2], logits[3] = 0, np.inf, np.nan
+    outputs = {"logits": vectors(logits)}
+    found, refused = preparation.derive(outputs)
+    assert found["first"].to_pylist()[:3] == [1.0, 0.0, math.inf]
+    assert found["large"].to_pylist()[:3] == [None, 0.0, math.inf]
+    assert {name: pc.is_nan(found[name])[3].as_py() for name in found} == dict.fromkeys(found, True)
+    assert [(one.column, one.reason, one.rows.tolist()) for one in refused] == [
+        ("large", "not_finite", [0]),
+        ("again", "not_finite", [0]),
+    ]
 
 
 # Tables

@@ -1,7 +1,9 @@
 """The step `call`: what the user's function gets, what it must return, and where it comes from."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from command_line import RunCommand
 from hypothesis import given
 from hypothesis import strategies as st
 from own_code import FEATURES, MANIFEST, NETS, ROWS, SHA256, weights, write_own_package
+from steps_reference import seen
 
 from common.errors import ContractBroken, ManifestError, ModelError, UnsafeModel
 from millrace import column, package
@@ -29,6 +33,7 @@ from model_handlers.trusted_code import (
     steps_context,
     warn_of_changes,
 )
+from pipelines.batch_local import COMMAND
 
 TRUSTED = TrustedCode(("myteam",))
 
@@ -121,6 +126,85 @@ def test_only_rows_that_raise_are_refused(values: list[float | None], data: Any)
         for row, value in enumerate(values)
         if value in (1.0, 2.0)
     }
+
+
+class _Odd:
+    """An answer that raises an exception with a value of the row, whatever is done with it."""
+
+    def _fail(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("secret")
+
+    __len__ = __iter__ = __array__ = _fail
+
+
+@pytest.mark.parametrize(
+    ("answer", "members"),
+    [
+        ([2**70] * 4, {}),
+        ([2**70] * 4, {"returns": "int64"}),
+        (_Odd(), {}),
+        (_Odd(), {"width": 2}),
+        (torch.ones(4, 2, requires_grad=True), {"width": 2}),
+        (pa.array([10**17] * 4, pa.timestamp("s")), {"returns": "datetime"}),
+    ],
+)
+def test_an_odd_answer_is_refused_in_one_line(answer: Any, members: dict[str, Any]) -> None:
+    with pytest.raises(ContractBroken, match="that cannot become that") as raised:
+        call(lambda _: answer, VALUES, **members)
+    assert "secret" not in str(raised.value)
+
+
+def test_an_answer_of_times_out_of_range_costs_its_row() -> None:
+    far = pa.array([0, 4 * 10**17, None, -(10**17)], pa.timestamp("us"))
+    cells = call(lambda _: far, VALUES, returns="datetime")
+    assert seen(cells)[1::2] == [("out_of_range",)] * 2
+    assert cells.values[0].is_valid
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_whatever_a_function_raises_costs_one_row(kind: type[BaseException]) -> None:
+    def leave(column: pa.Array) -> pa.Array:
+        if 2.0 in column.to_pylist():
+            raise kind(0)
+        return column
+
+    # Ctrl-C, which must end a run, raises KeyboardInterrupt in the main thread.
+    with ThreadPoolExecutor(1) as others:
+        cells = others.submit(call, leave, VALUES).result()
+    assert seen(cells) == [1.0, ("function_error",), None, 4.0]
+    if kind is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            call(leave, VALUES)
+
+
+def test_the_name_of_an_exception_reveals_nothing() -> None:
+    def fail(column: pa.Array) -> None:
+        raise type("Secret\n3.0", (LookupError,), {})
+
+    (refused,) = call(fail, VALUES).refused
+    assert refused.message == "m:f raised LookupError"
+
+
+def test_what_a_function_prints_is_not_among_the_report(
+    myteam: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    source = FEATURES.replace("return pc.divide", "print('hello', limit); return pc.divide")
+    (myteam / "features.py").write_text(f"print('imported')\n{source}")
+    write_own_package(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    flags: dict[str, Any] = {"input_files": tmp_path / "rows.jsonl", "model": tmp_path / "model"}
+    flags |= {"output_files": tmp_path / "out", "trusted_modules": "myteam"}
+    code, out, err = run_command(COMMAND, {**flags, "json_summary": "true"})
+    assert code == 0, err
+    assert json.loads(out)["rows_in"] == len(ROWS)
+    assert "hello" in err
+    assert "imported" in err
+
+
+def test_a_module_that_ends_the_process_is_refused(myteam: Path, tmp_path: Path) -> None:
+    (myteam / "features.py").write_text("import sys; sys.exit(0)")
+    with pytest.raises(ModelError, match="the module ends the process when it is imported"):
+        Preparation(write_own_package(tmp_path / "model"), steps_context({}, TRUSTED))
 
 
 def test_a_function_that_raises_for_every_row_is_not_called_for_each() -> None:

@@ -101,7 +101,7 @@ def test_a_fault_of_a_score_names_the_value_that_the_model_returned(make_source:
     _, _, faults = split_answer(batch, "total")
     assert [fault.message for fault in faults] == [
         "the model returned -inf as total",
-        "the model returned None as total",
+        "field total: the score is null",
     ]
 
 

@@ -3,6 +3,7 @@
 import base64
 import datetime as dt
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,6 +19,7 @@ from steps_reference import seen, shown
 
 from common.texts import to_text
 from model_handlers.steps.raw import RAW_TYPES, become, can_become
+from model_handlers.steps.raw_times import DATETIME, TIMESTAMP, read_texts
 from model_handlers.steps.values import from_values
 
 TIMES = st.datetimes(dt.datetime(1, 1, 2), dt.datetime(9999, 12, 30))
@@ -140,8 +142,9 @@ def test_a_value_becomes_the_same_cell_from_every_source(
         array = pa.array(in_file, kind)
         found[f"{kind}"] = become(array, raw)
         found[f"slice of {kind}"] = become(pa.concat_arrays([array, array]).slice(len(array)), raw)
-        if kind not in (pa.string_view(), pa.binary_view()):
-            found[f"dictionary of {kind}"] = become(array.dictionary_encode(), raw)
+        encoded = pa.array(range(len(array)), pa.int32())
+        encoded = pa.DictionaryArray.from_arrays(encoded, array)
+        found[f"dictionary of {kind}"] = become(encoded, raw)
     wanted = shown(found["JSON"])
     for name, cells in found.items():
         assert cells.values.type == RAW_TYPES[raw], name
@@ -267,6 +270,7 @@ def test_text_with_nanoseconds_is_cut_as_a_column_of_nanoseconds_is() -> None:
         ("int64", "1e300", "wrong_type"),
         ("bool", 2, "wrong_type"),
         ("string", {"a": 1}, "wrong_type"),
+        ("string", math.inf, "not_finite"),
         ("string", "\udcff", "wrong_type"),
         ("binary", "a?", "wrong_type"),
         ("list<int64>", 5, "wrong_type"),
@@ -357,6 +361,64 @@ def test_nan_is_null_in_columns_and_in_lists() -> None:
     assert seen(become(pa.array([np.nan, 1.0]), "float64")) == [None, 1.0]
     assert seen(become(pa.array([[np.nan, 1.0]]), "list<float64>")) == [[None, 1.0]]
     assert seen(from_values([float("nan"), Decimal("NaN"), 1], "int64")) == [None, None, 1]
+
+
+def test_no_category_is_made_of_what_no_text_of_a_source_spells() -> None:
+    floats = pa.array([1.5, math.nan, -math.inf, None])
+    found = [become(floats.cast(kind), "string") for kind in (pa.float64(), pa.float32())]
+    # With a text beside them, each value is read by itself.
+    found.append(from_values(floats.to_pylist(), "string"))
+    mixed = from_values([*floats.to_pylist(), "nan", "inf"], "string")
+    for cells in found:
+        assert seen(cells) == ["1.5", None, ("not_finite",), None]
+    assert seen(mixed) == ["1.5", None, ("not_finite",), None, "nan", "inf"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        (pa.timestamp("s"), 10**17),
+        (pa.timestamp("us", "UTC"), 4 * 10**17),
+        (pa.date32(), -(10**6)),
+        (pa.date64(), 10**15),
+        (pa.time32("s"), 90_000),
+        (pa.time64("us"), -5),
+    ],
+)
+def test_a_time_out_of_range_is_no_text(kind: pa.DataType, number: int) -> None:
+    integers = pa.array([0, number], pa.int32() if kind.bit_width == 32 else pa.int64())
+    cells = become(integers.view(kind), "string")
+    assert cells.values[0].is_valid
+    assert seen(cells)[1] == ("out_of_range",)
+
+
+YEARS = st.sampled_from(["0000", "1900", "2000", "2023", "2024", "9999"])
+DIGITS = st.integers(0, 99).map("{:02}".format)
+
+
+@settings(deadline=None, max_examples=examples(200))
+@given(
+    day=st.tuples(
+        st.sampled_from(["0000", "1900", "2000", "2023", "2024", "9999"]), DIGITS, DIGITS
+    ),
+    clock=st.lists(DIGITS, min_size=1, max_size=3),
+    fraction=st.text("0123456789", max_size=9),
+    zone=st.sampled_from(["", "Z"]) | st.tuples(st.sampled_from("+-"), DIGITS, DIGITS).map("".join),
+)
+@example(("2024", "02", "29"), ["23", "59", "59"], "999999", "-2359")
+def test_text_that_arrow_does_not_read_is_read_as_arrow_would(
+    day: tuple[str, ...], clock: list[str], fraction: str, zone: str
+) -> None:
+    fraction = f".{fraction[:6]}" if fraction and len(clock) == 3 else ""
+    text = f"{'-'.join(day)}T{':'.join(clock)}{fraction}{zone}"
+    kind = TIMESTAMP if zone else DATETIME
+    try:
+        expected = pa.array([text]).cast(kind)
+    except pa.ArrowInvalid:
+        expected = pa.nulls(1, kind)
+    # With a day that does not exist, Arrow cannot read the column as it is.
+    found, _ = read_texts(pa.array([text, "2025-02-30T00:00:00Z"]), kind)
+    assert found[:1].equals(expected), text
 
 
 def test_a_text_of_a_megabyte_is_kept_as_text_and_refused_as_anything_else() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -33,7 +34,7 @@ from model_handlers.steps.numeric import (
     Sigmoid,
     Subtract,
 )
-from model_handlers.steps.step import Cells, Context, Step, kind_of
+from model_handlers.steps.step import Cells, Context, Step, kind_of, vectors
 from model_handlers.steps.times import AssumeZone, Epoch, TimePart
 
 FILES = {"kinds.txt": "shop\nweb\r\nphone\nÄ b\n1\n-5\n".encode()}
@@ -402,3 +403,46 @@ def check_lists(step: Step, values: list[Any], wanted: list[Any], kind: pa.DataT
     if len(values):
         fixed = pa.array([None, values, values], pa.list_(kind, len(values))).slice(1)
         assert repr(seen(run(step, fixed))) == repr([found[-1]] * 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_logits_are_called_so() -> None:
+    cells = Cells(
+        vectors(np.array([[1e308, -1e308], [math.inf, 0], [-math.inf] * 2, [0, math.nan]]))
+    )
+    found = Softmax().apply(cells)
+    assert found.values[0].as_py() == [1.0, 0.0]
+    assert {one.message: one.rows.tolist() for one in found.refused} == {
+        "the model returned NaN": [3],
+        "the model returned an infinite logit": [1, 2],
+    }
+
+
+@pytest.mark.parametrize("step", [Vocabulary(values=("inf", "nan"), unknown=0), Hash(buckets=2)])
+def test_no_number_that_is_not_finite_is_a_category(step: Step) -> None:
+    cells = Cells(pa.array([1.0, math.inf, math.nan, None]))
+    found = seen(step.bind(Context())(cells))
+    assert found[1:] == [("not_finite",), ("not_finite",), None]
+
+
+@pytest.mark.parametrize(
+    ("zone", "time"),
+    [("America/New_York", "9999-12-31T23:00:00"), ("Asia/Tokyo", "0001-01-01T00:00:00")],
+)
+def test_a_time_outside_the_years_of_utc_costs_its_row(zone: str, time: str) -> None:
+    times = pa.array([time, "2026-01-01"]).cast(pa.timestamp("us"))
+    cells = AssumeZone(zone).apply(Cells(times))
+    assert [(one.reason, one.rows.tolist()) for one in cells.refused] == [("out_of_range", [0])]
+    assert TimePart("hour", zone).apply(cells).values.to_pylist() == [None, 0]
+
+
+@given(st.integers(0, 400), st.sampled_from(["Europe/Berlin", "Australia/Lord_Howe"]))
+def test_clocks_that_change_after_2037_are_known_to_the_minute(start: int, zone: str) -> None:
+    first = dt.datetime(2040, 1, 1) + dt.timedelta(days=start)
+    times = [first + dt.timedelta(minutes=10 * i) for i in range(300)]
+    info = zoneinfo.ZoneInfo(zone)
+    hours = [time.replace(tzinfo=dt.UTC).astimezone(info).hour for time in times]
+    cells = Cells(pa.array(times, pa.timestamp("us", "UTC")))
+    assert TimePart("hour", zone).apply(cells).values.to_pylist() == hours
+    known = AssumeZone(zone).apply(Cells(pa.array(times, pa.timestamp("us")))).values
+    assert known.to_pylist() == [time.replace(tzinfo=info).astimezone(dt.UTC) for time in times]

@@ -5,11 +5,12 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from common.errors import InputError
+from common.errors import InputError, one_line
 from common.terminal import (
     Progress,
     columns,
@@ -18,6 +19,7 @@ from common.terminal import (
     is_terminal,
     long_step,
     print_error,
+    prints_to_stderr,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -157,3 +159,31 @@ def test_a_short_step_and_a_log_show_nothing() -> None:
     with long_step("quick", terminal), long_step("quick", log, every=0.0):
         pass
     assert (terminal.getvalue(), log.getvalue()) == ("", "")
+
+
+def test_prints_of_threads_and_children_go_to_standard_error(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    print("before")
+    with prints_to_stderr():
+        print("ours")
+        thread = threading.Thread(target=print, args=["of a thread"])
+        thread.start()
+        thread.join()
+        subprocess.run(["echo", "of a child"], check=True)
+    with prints_to_stderr(when=False):
+        print("after")
+    out, err = capfd.readouterr()
+    assert out == "before\nafter\n"
+    assert sorted(err.splitlines()) == ["of a child", "of a thread", "ours"]
+
+
+def test_names_cannot_change_a_terminal() -> None:
+    assert facts([("column", "a\x1b[31m\nerror: b\u2028c")]) == (
+        "column        a\\x1b[31m\\nerror: b\\u2028c"
+    )
+    assert columns([["é\x07", "b\n"]]) == "é\\x07  b\\n"
+    assert str(InputError("column \x1b]0;hi\x07 of\n  two lines")) == (
+        "column \\x1b]0;hi\\x07 of\n  two lines"
+    )
+    assert one_line(Exception("a\x1b[2J\nb")) == "a\\x1b[2J b"

@@ -1,6 +1,7 @@
 """Validation splits a batch into good and bad rows, and checks each row independently."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -10,14 +11,18 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
+from raw_model import ROWS, write_raw_package
 
 from common.errors import InputError
 from common.record_batch import INPUTS, concat_batches, source_batch, struct_columns
+from model_handlers import preparation
 from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
+from model_handlers.packaged_steps import PackagedSteps
+from model_handlers.torch_model import TorchModelHandler
 from transforms.dead_letters import Fault
 from transforms.provenance import Provenance
 from transforms.source_columns import source_columns
-from transforms.validate import ValidateFeatures, validate
+from transforms.validate import ValidateFeatures, _ValidateDoFn, validate
 
 Make = Callable[..., Any]
 
@@ -399,3 +404,26 @@ def test_the_transform_returns_each_row_once(
             ),
             "bad",
         )
+
+
+def test_wide_rows_are_prepared_in_parts(
+    tmp_path: Path, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = write_raw_package(tmp_path)
+    row_bytes = 8 * sum(spec.width for spec in manifest.inputs)
+    monkeypatch.setattr(preparation, "_BYTES_AT_ONCE", 2 * row_bytes)
+    assert preparation.rows_at_once(manifest) == 2
+    assert TorchModelHandler(str(tmp_path), manifest, batch_rows=5).batch_rows == 2
+    steps = PackagedSteps(manifest, str(tmp_path))
+    rows = [row for row in ROWS if row["id"] != "text"]
+    columns = {name: pa.array([row.get(name) for row in rows]) for name in manifest.columns}
+    batch = source_batch(pa.array(map(str, range(len(rows)))), pa.record_batch(columns))
+    do_fn = _ValidateDoFn(steps, provenance)
+    do_fn.setup()
+    parts = list(do_fn.process(batch))
+    good = [part for part in parts if isinstance(part, pa.RecordBatch)]
+    bad = [part.value for part in parts if not isinstance(part, pa.RecordBatch)]
+    assert max(part.num_rows for part in good) == 2
+    whole, refused, _ = validate(batch, manifest, preparation=steps.load())
+    assert concat_batches(good).equals(whole)
+    assert sum(part.num_rows for part in bad) == refused.num_rows > 0

@@ -41,8 +41,8 @@ def split_answer(
 ) -> tuple[pa.RecordBatch, pa.RecordBatch, list[Fault]]:
     """Split the answer of a model handler into good and failed rows, and compute their fields.
 
-    A row fails if the handler marks it as failed, if its score is NaN or infinite, or if a field
-    cannot be computed from its outputs.
+    A row fails if the handler marks it as failed, if its score is null, NaN or infinite, or if a
+    field cannot be computed from its outputs.
 
     Args:
         batch: The answer: a batch with the columns `outputs` and `error`.
@@ -68,8 +68,7 @@ def split_answer(
         finite = np.isfinite(score.to_numpy(zero_copy_only=False))
         if np.count_nonzero(finite) < len(finite):
             for row in np.flatnonzero(~finite).tolist():
-                message = f"the model returned {score[row].as_py()} as {score_output}"
-                by_row.setdefault(row, Fault("not_finite_score", message, score_output))
+                by_row.setdefault(row, _score_fault(score[row].as_py(), score_output))
     if not by_row:
         return batch, batch.slice(0, 0), []
     bad = np.array(sorted(by_row))
@@ -79,6 +78,13 @@ def split_answer(
         batch.take(pa.array(bad)),
         [by_row[row] for row in bad.tolist()],
     )
+
+
+def _score_fault(score: float | None, name: str) -> Fault:
+    """Return the fault of a row whose score is no finite number."""
+    if score is None:
+        return Fault("null", f"field {name}: the score is null", name)
+    return Fault("not_finite_score", f"the model returned {score} as {name}", name)
 
 
 def _with_fields(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.cells import is_list, is_text
+from common.cells import decoded, is_list, is_text
 from common.plain_json import to_json
 
 # Odd constants with well-spread bits, from the SplitMix64 and MurmurHash3 finalizers.
@@ -60,7 +60,7 @@ def _words(column: pa.Array) -> Iterator[np.ndarray]:
     """Yield the 64-bit words [rows] of a column; their number depends only on its type."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return _words(column.dictionary_decode())
+        return _words(decoded(column))
     if is_list(kind):
         words = _of_lists(column)
     elif pa.types.is_struct(kind):

@@ -20,6 +20,7 @@ from common.cells import (
     NAN,
     NULL,
     WRONG,
+    decoded,
     is_list,
     limits,
     read_cells,
@@ -27,7 +28,7 @@ from common.cells import (
 from common.record_batch import INPUTS, SOURCE, flat_values
 from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.packaged_steps import PackagedSteps
-from model_handlers.preparation import Preparation
+from model_handlers.preparation import Preparation, rows_at_once
 from model_handlers.steps.step import Cells
 from transforms.dead_letters import Fault, failed_rows
 from transforms.provenance import Provenance, utc_now
@@ -86,7 +87,7 @@ def validate(
                 faults.add(some.rows.tolist(), some.reason, some.column, some.message)
             tensors.append(tensor)
             continue
-        arrays = {name: _decoded(source.field(name)) for name in names[spec.name]}
+        arrays = {name: decoded(source.field(name)) for name in names[spec.name]}
         tensors.append(_tensor(arrays, spec, manifest, faults))
     if not faults.by_row:
         return batch.append_column(INPUTS, _struct(tensors, manifest)), batch.slice(0, 0), []
@@ -99,10 +100,6 @@ def validate(
         batch.take(pa.array(bad)),
         [faults.by_row[row] for row in bad.tolist()],
     )
-
-
-def _decoded(array: pa.Array) -> pa.Array:
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def _struct(tensors: Sequence[np.ndarray], manifest: Manifest) -> pa.StructArray:
@@ -255,6 +252,7 @@ class _ValidateDoFn(beam.DoFn):
     def __init__(self, steps: PackagedSteps, provenance: Provenance) -> None:
         self._manifest, self._steps = steps.manifest, steps
         self._preparation: Preparation | None = None
+        self._rows_at_once = rows_at_once(steps.manifest) if steps.manifest.has_steps else None
         self._provenance = provenance
         self._kind: pa.DataType | None = None
         self._names: dict[str, tuple[str, ...]] = {}
@@ -269,6 +267,13 @@ class _ValidateDoFn(beam.DoFn):
         # Looking up the columns takes longer than checking a small batch.
         if kind != self._kind:
             self._kind, self._names = kind, source_columns(self._manifest, pa.schema(list(kind)))
+        rows = self._rows_at_once or batch.num_rows
+        for start in range(0, batch.num_rows, rows):
+            yield from self._validate(batch.slice(start, rows))
+
+    def _validate(
+        self, batch: pa.RecordBatch
+    ) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
         good, bad, faults = validate(batch, self._manifest, self._names, self._preparation)
         if good.num_rows:
             yield good

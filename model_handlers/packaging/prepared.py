@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.cells import FINE, is_list, is_number, is_text, read_cells
+from common.cells import FINE, decoded, is_list, is_number, is_text, read_cells
 from common.errors import InputError
 from model_handlers.manifest import InputSpec, Manifest
 from model_handlers.packaging.raw_types import read_column, sample_column
@@ -93,8 +93,7 @@ def first_fault(prepared: Prepared) -> str:
 
 def _column(source: Source, name: str) -> pa.Array:
     if isinstance(source, pa.Table):
-        column = sample_column(source, name)
-        return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        return decoded(sample_column(source, name))
     try:
         return pa.array([row.get(name) for row in source])
     except (pa.ArrowException, OverflowError) as error:

@@ -44,14 +44,16 @@ class _Vector(Step):
         return cells.become(pa.array(values, mask=null_mask(cells.values)))
 
 
-def _without_nan(cells: Cells, values: np.ndarray) -> tuple[Cells, np.ndarray]:
+def _without_nan(
+    cells: Cells, values: np.ndarray, message: str = "the model returned NaN"
+) -> tuple[Cells, np.ndarray]:
     """Refuse vectors with NaN; return the numbers [rows, items] with 0 instead."""
     is_nan = np.isnan(values)
     if not is_nan.any():
         return cells, values
     wrong = is_nan.any(axis=1)
     present = as_mask(cells.values.is_valid())
-    cells = cells.refuse(wrong & present, "not_finite_score", "the model returned NaN")
+    cells = cells.refuse(wrong & present, "not_finite_score", message)
     return cells, np.where(is_nan, 0.0, values)
 
 
@@ -127,10 +129,10 @@ class Softmax(_Vector):
         cells, values = self.numbers(cells)
         # By columns, NumPy finds the largest of a few numbers many times faster.
         values = values.astype(np.float64, order="F")
-        # The difference of two infinities is NaN.
-        with np.errstate(invalid="ignore"):
+        # The difference of two infinities is NaN, that of two large numbers may be infinite.
+        with np.errstate(invalid="ignore", over="ignore"):
             powers = np.exp(values - values.max(axis=1, keepdims=True))
-        cells, powers = _without_nan(cells, powers)
+        cells, powers = _without_nan(cells, powers, "the model returned an infinite logit")
         sums = powers.sum(axis=1, keepdims=True)
         return cells.become(vectors(powers / np.where(sums == 0, 1, sums), cells.values))
 

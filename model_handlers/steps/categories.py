@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from common.errors import ManifestError
 from common.texts import text_column
-from model_handlers.steps.numeric import as_floats, without_nan
+from model_handlers.steps.numeric import as_floats, only_finite, without_nan
 from model_handlers.steps.step import (
     Apply,
     Cells,
@@ -79,7 +79,7 @@ class Vocabulary(Step):
     NAME: ClassVar = "vocabulary"
     TAKES: ClassVar = (Kind.TEXT, Kind.NUMBER)
     GIVES: ClassVar = "integer"
-    REASONS: ClassVar = ("unknown_value",)
+    REASONS: ClassVar = ("unknown_value", "not_finite")
     EACH: ClassVar = True
 
     file: str | None = None
@@ -112,7 +112,8 @@ class Vocabulary(Step):
         place = "the values" if self.file is None else self.file
 
         def look_up(cells: Cells, *_: Cells) -> Cells:
-            texts = text_column(cells.values)
+            cells = _as_text(cells)
+            texts = cells.values
             if len(texts) * _FEW < len(known):
                 # Arrow prepares the whole list for each call, which takes longer than this.
                 found = pa.array(map(by_value.get, texts.to_pylist()), pa.int64())
@@ -131,6 +132,13 @@ class Vocabulary(Step):
             return cells.become(found).refuse(unknown, "unknown_value", message)
 
         return look_up
+
+
+def _as_text(cells: Cells) -> Cells:
+    """Return the texts of numbers. NaN and infinities, which are no categories, are refused."""
+    if pa.types.is_floating(cells.values.type):
+        cells = only_finite(cells)
+    return cells.become(text_column(cells.values))
 
 
 def check_source(step: Step, file: str | None, values: Sequence[str]) -> None:
@@ -214,6 +222,7 @@ class Hash(Step):
     NAME: ClassVar = "hash"
     TAKES: ClassVar = (Kind.TEXT, Kind.NUMBER)
     GIVES: ClassVar = "integer"
+    REASONS: ClassVar = ("not_finite",)
     EACH: ClassVar = True
 
     buckets: int
@@ -227,8 +236,9 @@ class Hash(Step):
 
     def apply(self, cells: Cells, *operands: Cells) -> Cells:
         """Return the bucket of each value."""
-        texts = text_column(cells.values)
-        return cells.become(pa.array(hash_texts(texts, self.buckets), mask=null_mask(texts)))
+        cells = _as_text(cells)
+        hashed = hash_texts(cells.values, self.buckets)
+        return cells.become(pa.array(hashed, mask=null_mask(cells.values)))
 
 
 @dataclass(frozen=True)

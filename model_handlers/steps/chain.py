@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pyarrow as pa
 
-from common.cells import is_list
+from common.cells import decoded, is_list
 from common.errors import ManifestError, suggest
 from model_handlers.steps.general import Fill
 from model_handlers.steps.raw import each_distinct, each_item
@@ -139,9 +139,7 @@ def _run(steps: Iterable[_Bound], cells: Cells, columns: Mapping[str, Cells]) ->
 
 def _plain(cells: Cells) -> Cells:
     """Return cells whose texts are no dictionary."""
-    if not pa.types.is_dictionary(cells.values.type):
-        return cells
-    return cells.become(cells.values.dictionary_decode())
+    return cells.become(decoded(cells.values))
 
 
 def _known(name: str, types: Mapping[str, pa.DataType], number: int) -> pa.DataType:

@@ -23,7 +23,7 @@ class Cast(Step):
     NAME: ClassVar = "cast"
     TAKES: ClassVar = (Kind.NUMBER, Kind.TEXT, Kind.TIME)
     GIVES: ClassVar = "`to`"
-    REASONS: ClassVar = ("wrong_type", "no_time_zone", "out_of_range")
+    REASONS: ClassVar = ("wrong_type", "no_time_zone", "out_of_range", "not_finite")
     EACH: ClassVar = True
 
     to: RawName
@@ -80,8 +80,9 @@ class Fill(Step):
             found = from_values([self.value], raw).values.cast(type_)[0]
         except pa.ArrowInvalid:
             return None
-        is_infinite = pa.types.is_floating(type_) and not math.isfinite(found.as_py() or 0.0)
-        return found if found.is_valid and not is_infinite else None
+        number = found.as_py()
+        is_finite = not isinstance(number, float) or math.isfinite(number)
+        return found if found.is_valid and is_finite else None
 
 
 GENERAL_STEPS = (Cast, Fill)

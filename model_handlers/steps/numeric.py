@@ -223,4 +223,9 @@ def without_nan(cells: Cells) -> Cells:
     return cells.refuse(pc.is_nan(cells.values), "not_finite", "NaN")
 
 
+def only_finite(cells: Cells) -> Cells:
+    """Refuse numbers that are NaN or infinite."""
+    return without_nan(cells).refuse(pc.is_inf(cells.values), "not_finite", "infinite")
+
+
 NUMBER_STEPS = (Clip, Log1p, Scale, Bucket, Add, Subtract, Multiply, Divide, Sigmoid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from common.errors import ContractBroken, MillraceError
+from common.errors import ContractBroken, MillraceError, class_name
 from model_handlers.isolate import NotTried, isolate
 from model_handlers.steps.general import RawName
 from model_handlers.steps.raw import RAW_TYPES
+from model_handlers.steps.raw_times import in_years, is_time
 from model_handlers.steps.step import Apply, Cells, Context, Kind, Step, vectors
 
 
@@ -34,7 +36,7 @@ class Call(Step):
     NAME: ClassVar = "call"
     TAKES: ClassVar = tuple(Kind)
     GIVES: ClassVar = "`returns`"
-    REASONS: ClassVar = ("function_error",)
+    REASONS: ClassVar = ("function_error", "out_of_range")
 
     function: str
     columns: tuple[str, ...] = ()
@@ -103,7 +105,7 @@ class Call(Step):
             for part in found:
                 bad[places[part]] = True
             cells = cells.refuse(bad, "function_error", message)
-        return cells
+        return in_years(cells) if is_time(type_) else cells
 
     def _answer(
         self, function: Callable[..., Any], arrays: Sequence[pa.Array], part: slice
@@ -114,8 +116,12 @@ class Call(Step):
             answer = function(*(array.slice(part.start, count) for array in arrays))
         except (MillraceError, MemoryError):
             raise
-        except Exception as error:
-            raise _Raised(type(error).__name__) from error
+        except BaseException as error:
+            # Ctrl-C interrupts the main thread. Another thread gets one only from the function.
+            in_main = threading.current_thread() is threading.main_thread()
+            if isinstance(error, KeyboardInterrupt) and in_main:
+                raise
+            raise _Raised(class_name(error)) from error
         return self._checked(answer, count)
 
     def _message(self, error: Exception) -> str:
@@ -137,8 +143,11 @@ class Call(Step):
             if len(array) == rows:
                 return array.cast(self.gives(array.type))
             got = f"{len(array):,} rows" if self.width is not None else f"{len(array):,} values"
-        except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
-            got = f"a {type(answer).__name__} that cannot become that ({type(error).__name__})"
+        except (MillraceError, MemoryError):
+            raise
+        except Exception as error:
+            # The answer may be an object that runs code of its own, and raises anything.
+            got = f"a {class_name(answer)} that cannot become that ({class_name(error)})"
             if isinstance(answer, np.ndarray):
                 got = f"an array {list(answer.shape)} of {answer.dtype}"
         raise ContractBroken(

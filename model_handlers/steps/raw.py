@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +17,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.cells import FINE, NAN, NULL, is_list, is_number, is_text, read_cells
+from common.cells import FINE, NAN, NULL, decoded, is_list, is_number, is_text, read_cells
 from common.texts import is_binary, text_column
+from model_handlers.steps.raw_times import (
+    DATE,
+    DATETIME,
+    TIMESTAMP,
+    change_unit,
+    in_years,
+    is_time,
+    read_texts,
+)
 from model_handlers.steps.step import Cells, as_mask
 
-TIMESTAMP = pa.timestamp("us", tz="UTC")
-DATETIME = pa.timestamp("us")
 RAW_TYPES: Mapping[str, pa.DataType] = {
     "float64": pa.float64(),
     "int64": pa.int64(),
@@ -31,21 +37,14 @@ RAW_TYPES: Mapping[str, pa.DataType] = {
     "string": pa.string(),
     "timestamp": TIMESTAMP,
     "datetime": DATETIME,
-    "date": pa.date32(),
+    "date": DATE,
     "binary": pa.binary(),
     "list<float64>": pa.list_(pa.float64()),
     "list<int64>": pa.list_(pa.int64()),
     "list<string>": pa.list_(pa.string()),
 }
-_DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-_CLOCK = r"[0-9]{2}(:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?)?"
-_ZONE = r" ?(Z|UTC|[+-][0-9]{2}(:?[0-9]{2})?)"
-_WITH_ZONE = f"^{_DAY}[T ]{_CLOCK}{_ZONE}$"
-_WITHOUT_ZONE = f"^{_DAY}([T ]{_CLOCK})?$"
-_ONLY_DAY = f"^{_DAY}$"
-# The days from 0001-01-01 to 10000-01-01, since 1970-01-01: the times that Python can hold.
-_FIRST_DAY, _END_DAY = -719_162, 2_932_897
-_A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
+# The message for an infinity in a column of texts.
+INFINITE_TEXT = "expected text or a finite number, got an infinity"
 _EXPECTED = {
     "float64": "a number",
     "int64": "an integer of 64 bits",
@@ -73,7 +72,6 @@ def can_become(type_: pa.DataType, raw: str) -> bool:
         return is_list(type_) and can_become(type_.value_type, raw[5:-1])
     if is_text(type_):
         return True
-    is_time = pa.types.is_timestamp(type_) or pa.types.is_date(type_)
     if raw == "bool":
         return is_number(type_)
     if raw in ("float64", "int64"):
@@ -82,12 +80,12 @@ def can_become(type_: pa.DataType, raw: str) -> bool:
     if raw == "timestamp":
         return pa.types.is_timestamp(type_) and type_.tz is not None
     if raw == "datetime":
-        return is_time and getattr(type_, "tz", None) is None
+        return not pa.types.is_time(type_) and is_time(type_) and getattr(type_, "tz", None) is None
     if raw == "date":
         return bool(pa.types.is_date(type_))
     if raw == "binary":
         return is_binary(type_)
-    return is_number(type_) or is_time or bool(pa.types.is_time(type_))
+    return is_number(type_) or is_time(type_)
 
 
 def become(values: pa.Array, raw: str) -> Cells:
@@ -100,10 +98,10 @@ def become(values: pa.Array, raw: str) -> Cells:
     Returns:
         The values, of the type `RAW_TYPES[raw]`. Cells that are not such values are refused with
         `wrong_type` or `no_time_zone`, times before the year 1 or after the year 9999 with
-        `out_of_range`. Texts of lists are left to `values.read_column`.
+        `out_of_range`, an infinity as text with `not_finite`. Texts of lists are left to
+        `values.read_column`.
     """
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    values = decoded(values)
     if pa.types.is_null(values.type):
         return Cells(pa.nulls(len(values), RAW_TYPES[raw]))
     if values.type == RAW_TYPES[raw] and raw in ("list<int64>", "list<string>"):
@@ -112,18 +110,19 @@ def become(values: pa.Array, raw: str) -> Cells:
         # A list of the same length in each row counts as any other list.
         lists = values.cast(pa.list_(values.type.value_type))
         return each_item(Cells(lists), lambda cells: become(cells.values, raw[5:-1]))
-    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        return Cells(text_column(values)) if raw == "string" else _from_times(values, raw)
+    if raw == "string":
+        return _to_text(values)
+    if is_time(values.type):
+        return change_unit(values, RAW_TYPES[raw])
     if values.type == RAW_TYPES[raw]:
         if raw == "binary":
             return _empty_as_null(values)
         return _nan_as_null(values) if raw == "float64" else Cells(values)
     if raw in ("float64", "int64", "bool"):
         return _to_numbers(values, raw)
-    if raw == "string":
-        return Cells(text_column(values))
     if is_text(values.type):
-        return _FROM_TEXT[raw](_trimmed(values))
+        texts = _trimmed(values)
+        return _from_base64(texts) if raw == "binary" else _to_times(texts, raw)
     return _empty_as_null(values.cast(pa.binary()))
 
 
@@ -191,35 +190,18 @@ def _nan_as_null(values: pa.Array) -> Cells:
     is_nan = pc.is_nan(values)
     if not pc.any(is_nan).as_py():
         return Cells(values)
-    return Cells(pc.if_else(is_nan, pa.scalar(None, pa.float64()), values))
+    return Cells(pc.if_else(is_nan, pa.scalar(None, values.type), values))
 
 
-def _from_times(values: pa.Array, raw: str) -> Cells:
-    """Return times in microseconds, or dates in days; a finer time is cut."""
-    unit = "day"
-    if values.type == pa.date64():
-        values = values.cast(pa.date32(), safe=False)
-    if pa.types.is_timestamp(values.type):
-        unit = values.type.unit
-    counts = values.view(pa.int32() if unit == "day" else pa.int64())
-    a_day = _A_DAY.get(unit, 1)
-    cells, lowest, highest = Cells(values), _FIRST_DAY * a_day, _END_DAY * a_day - 1
-    # All nanoseconds of 64 bits are in these years.
-    if unit != "ns":
-        bounds = pc.min_max(counts).as_py()
-        if len(values) > values.null_count and not (
-            lowest <= bounds["min"] and bounds["max"] <= highest
-        ):
-            numbers = counts.fill_null(0).to_numpy()
-            outside = (numbers < lowest) | (numbers > highest)
-            message = "expected a time in the years 1 to 9999, got another"
-            cells = cells.refuse(outside, "out_of_range", message)
-    elif values.type != RAW_TYPES[raw]:
-        # Arrow's cast would round times before 1970 up.
-        missing = as_mask(values.is_null()) if values.null_count else None
-        floored = pa.array(counts.fill_null(0).to_numpy() // 1000, pa.int64(), mask=missing)
-        return Cells(floored.view(RAW_TYPES[raw]))
-    return cells.become(cells.values.cast(RAW_TYPES[raw]))
+def _to_text(values: pa.Array) -> Cells:
+    """Return values as text. Numbers and times that no text of a source spells are refused."""
+    cells = Cells(values)
+    if is_time(values.type):
+        cells = in_years(cells)
+    elif pa.types.is_floating(values.type):
+        cells = _nan_as_null(values)
+        cells = cells.refuse(pc.is_inf(cells.values), "not_finite", INFINITE_TEXT)
+    return cells.become(text_column(cells.values))
 
 
 def _empty_as_null(values: pa.BinaryArray) -> Cells:
@@ -256,41 +238,16 @@ def _trimmed(values: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
 
 
-def _times(values: pa.Array, raw: str, pattern: str) -> Cells:
-    """Return text as times, if it has the form of a pattern and names a time that exists."""
-    kind = RAW_TYPES[raw]
-    # Arrow reads no other form than those of the pattern, but not all of them.
-    with suppress(pa.ArrowInvalid):
-        return _from_times(values.cast(kind), raw)
-    fits = pc.match_substring_regex(values, pattern)
-    known = pc.if_else(fits, values, pa.scalar(None, pa.string()))
-    if raw != "date":
-        for wrong, right in _SPELLINGS:
-            known = pc.replace_substring_regex(known, wrong, right)
-    parsed = _cast_each(known, kind)
-    lost = as_mask(pc.and_(values.is_valid(), parsed.is_null()))
-    cells = _from_times(parsed, raw)
+def _to_times(texts: pa.Array, raw: str) -> Cells:
+    """Return texts as times, if they spell times that exist."""
+    times, bare = read_texts(texts, RAW_TYPES[raw])
+    lost = as_mask(pc.and_(texts.is_valid(), times.is_null()))
+    cells = in_years(Cells(times))
     if raw == "timestamp":
-        bare = as_mask(pc.match_substring_regex(values, _WITHOUT_ZONE)) & lost
         message = f"expected {expected(raw)}, got a time without a zone"
-        cells = cells.refuse(bare, "no_time_zone", message)
-        lost &= ~bare
-    return cells.refuse(lost, "wrong_type", _got(raw, values.type))
-
-
-def _cast_each(texts: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Return texts as times, with null for those that cannot be cast, such as a 30th of February.
-
-    Parts that have one are halved until it is alone.
-    """
-    try:
-        return texts.cast(kind)
-    except pa.ArrowInvalid:
-        if len(texts) == 1:
-            return pa.nulls(1, kind)
-    middle = len(texts) // 2
-    halves = texts.slice(0, middle), texts.slice(middle)
-    return pa.concat_arrays([_cast_each(half, kind) for half in halves])
+        cells = cells.refuse(bare & lost, "no_time_zone", message)
+        lost = lost & ~bare
+    return cells.refuse(lost, "wrong_type", _got(raw, texts.type))
 
 
 def _from_base64(values: pa.Array) -> Cells:
@@ -303,17 +260,3 @@ def _from_base64(values: pa.Array) -> Cells:
             wrong[row] = True
     cells = Cells(pa.array(decoded, pa.binary()))
     return cells.refuse(wrong, "wrong_type", "expected base64, got other text")
-
-
-# What Arrow does not read, and how it is written instead.
-_SPELLINGS = (
-    (r" ?(Z|UTC)$", "Z"),
-    (r" ([+-][0-9:]+)$", r"\1"),
-    (r"([.][0-9]{6})[0-9]+", r"\1"),
-)
-_FROM_TEXT: Mapping[str, Callable[[pa.Array], Cells]] = {
-    "timestamp": lambda values: _times(values, "timestamp", _WITH_ZONE),
-    "datetime": lambda values: _times(values, "datetime", _WITHOUT_ZONE),
-    "date": lambda values: _times(values, "date", _ONLY_DAY),
-    "binary": _from_base64,
-}

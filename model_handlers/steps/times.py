@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.steps.raw import DATETIME, TIMESTAMP
+from model_handlers.steps.raw_times import DATETIME, TIMESTAMP, in_years
 from model_handlers.steps.step import Cells, Kind, Step, refuse_cells, vectors
 
 Part = Literal["minute", "hour", "weekday", "day", "day_of_year", "month", "year"]
@@ -30,7 +30,8 @@ _OF_CLOCK = ("minute", "hour")
 _SECOND = 1_000_000
 # Arrow knows the changes of clocks up to 2037, Python also those after it.
 _LATE = pa.scalar(datetime.datetime(2037, 12, 30), DATETIME)
-_LAST = datetime.datetime(9999, 12, 30)
+# On the day after 9999-12-30, clocks may show a time that Python cannot hold.
+_LAST_DAY = 2_932_895
 
 
 def _check_zone(step: Step, zone: str) -> None:
@@ -98,13 +99,38 @@ def _on_clocks(times: pa.Array, zone: str) -> pa.Array:
     if not pc.any(late).as_py():
         return shown
     info = zoneinfo.ZoneInfo(zone)
-    # On the last day of the year 9999, clocks may show a time that Python cannot hold.
-    offsets = [
-        min(time, _LAST).replace(tzinfo=datetime.UTC).astimezone(info).utcoffset()
-        for time in plain.filter(late).to_pylist()
-    ]
-    exact = pc.add(plain.filter(late), pa.array(offsets, pa.duration("us")))
+
+    def offset_at(time: datetime.datetime) -> datetime.timedelta | None:
+        return time.replace(tzinfo=datetime.UTC).astimezone(info).utcoffset()
+
+    offsets = _offsets(plain.filter(late), offset_at)
+    exact = pc.add(plain.filter(late), offsets)
     return pc.replace_with_mask(shown, late, exact)
+
+
+def _offsets(
+    times: pa.Array, offset_at: Callable[[datetime.datetime], datetime.timedelta | None]
+) -> pa.Array:
+    """Return the offsets of clocks at some times, which Python computes.
+
+    They are computed once for all times of a day, unless clocks change on it.
+    """
+    days = times.cast(pa.date32())
+    distinct, places = np.unique(days.cast(pa.int32()).to_numpy(), return_inverse=True)
+    first, last = (
+        np.array([offset_at(_at_day(day + more)) for day in distinct.tolist()], "m8[us]")
+        for more in (0, 1)
+    )
+    offsets = first[places]
+    changed = (first != last)[places]
+    odd = times.filter(pa.array(changed)).to_pylist()
+    offsets[changed] = np.array([offset_at(time) for time in odd], "m8[us]")
+    return pa.array(offsets, pa.duration("us"))
+
+
+def _at_day(day: int) -> datetime.datetime:
+    """Return the start of a day, counted from 1970-01-01, but at most of _LAST_DAY."""
+    return datetime.datetime(1970, 1, 1) + datetime.timedelta(days=min(day, _LAST_DAY))
 
 
 @dataclass(frozen=True)
@@ -137,6 +163,7 @@ class AssumeZone(Step):
     NAME: ClassVar = "assume_zone"
     TAKES: ClassVar = (Kind.TIME,)
     GIVES: ClassVar = "timestamp"
+    REASONS: ClassVar = ("out_of_range",)
 
     zone: str
 
@@ -160,12 +187,15 @@ class AssumeZone(Step):
         skipped = pc.not_equal(pc.local_timestamp(known), times)
         odd = pc.or_(skipped, pc.greater(times, _LATE))
         known = known.cast(TIMESTAMP)
-        if not pc.any(odd).as_py():
-            return cells.become(known)
-        info = zoneinfo.ZoneInfo(self.zone)
-        offsets = [time.replace(tzinfo=info).utcoffset() for time in times.filter(odd).to_pylist()]
-        exact = pc.subtract(times.filter(odd), pa.array(offsets, pa.duration("us")))
-        return cells.become(pc.replace_with_mask(known, odd, exact.cast(TIMESTAMP)))
+        if pc.any(odd).as_py():
+            info = zoneinfo.ZoneInfo(self.zone)
+            offsets = _offsets(
+                times.filter(odd), lambda time: time.replace(tzinfo=info).utcoffset()
+            )
+            exact = pc.subtract(times.filter(odd), offsets)
+            known = pc.replace_with_mask(known, odd, exact.cast(TIMESTAMP))
+        # The last hours of a zone are in the year 10000 of UTC.
+        return in_years(cells.become(known))
 
 
 def _is_aware(type_: pa.DataType) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from common.cells import is_text
 from common.texts import to_text
-from model_handlers.steps.raw import become, each_item, expected
+from model_handlers.steps.raw import INFINITE_TEXT, become, each_item, expected
 from model_handlers.steps.step import Cells
 
 _WRONG = object()
@@ -32,7 +33,7 @@ _PLAIN: Mapping[str, tuple[tuple[set[type], pa.DataType], ...]] = {
     ),
     "int64": (({int, _NOTHING}, pa.int64()), _TEXT),
     "bool": (({bool, _NOTHING}, pa.bool_()), _TEXT),
-    "string": (_TEXT,),
+    "string": (_TEXT, ({float, _NOTHING}, pa.float64())),
     "timestamp": (_TEXT,),
     "datetime": (_TEXT,),
     "date": (_TEXT,),
@@ -79,6 +80,9 @@ def from_values(values: Sequence[Any], raw: str) -> Cells:
         of_kind = np.array([_name(value) == kind for value in values], bool)
         message = f"expected {expected(raw)}, got {kind}"
         cells = cells.refuse(wrong & of_kind, "wrong_type", message)
+    if raw == "string":
+        infinite = np.array([isinstance(v, float) and math.isinf(v) for v in values], bool)
+        cells = cells.refuse(infinite, "not_finite", INFINITE_TEXT)
     return cells
 
 
@@ -137,6 +141,8 @@ def _bool(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return None
     return _WRONG if isinstance(value, dict | list | bytes) else to_text(value)
 
 

@@ -21,7 +21,7 @@ from cloud.endpoints import Endpoints
 from common.addresses import without_secrets
 from common.command_line import Thresholds
 from common.errors import TooFewRows, TooManyDeadLetters
-from common.terminal import is_terminal, output_may_close, print_facts
+from common.terminal import is_terminal, output_may_close, print_facts, prints_to_stderr
 from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from model_handlers.read_package import package_bytes
@@ -109,10 +109,12 @@ def run_batch(name: str, parsed: Parsed) -> None:
     if config.tables or config.reads_bigquery:
         source = [config.source.name] if isinstance(config.source, Table) else []
         cloud = make_cloud(config.cloud, options, endpoints, (*config.tables, *source))
-    model = read_model(config.model)
-    manifest = scoring_manifest(config.model, model)
-    fields = fields_of(config.model, manifest)
-    handler = make_handler(config, model, fields, options, endpoints)
+    # Reading a model and making a handler may run code of the user.
+    with prints_to_stderr(config.run.json_summary):
+        model = read_model(config.model)
+        manifest = scoring_manifest(config.model, model)
+        fields = fields_of(config.model, manifest)
+        handler = make_handler(config, model, fields, options, endpoints)
 
     def open_it(provenance: Provenance, temp: RunFolder | None) -> Source:
         source = open_source(
@@ -319,7 +321,8 @@ def run(
         with _abandoned_on_error(graph):
             start(pipeline, facts, endpoints, as_json=as_json)
         return
-    _run_to_end(pipeline, graph, options, debug=config.run.debug)
+    with prints_to_stderr(as_json):
+        _run_to_end(pipeline, graph, options, debug=config.run.debug)
     report = read_report(graph.report_folder.report)
     if as_json:
         with output_may_close():

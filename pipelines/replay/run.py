@@ -12,6 +12,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from cloud.errors import retry, translate_errors
 from common.errors import OutputError, UsageError
+from common.terminal import prints_to_stderr
 from model_handlers.manifest import Manifest
 from model_handlers.thresholds import thresholds_of
 from pipelines.batch.config import TableSink
@@ -66,7 +67,10 @@ def run_local(parsed: Parsed) -> None:
             print(f"no dead letters in {', '.join(found.names)}: nothing to replay", file=out)
             return
         own = replace(config, run=replace(config.run, run_id=found.run_id))
-        _replay(own, found, first, options=options, endpoints=endpoints, cloud=cloud)
+        # Reading a model and making a handler may run code of the user.
+        with prints_to_stderr(config.run.json_summary):
+            model = read_model(config.model)
+        _replay(own, found, first, model, options=options, endpoints=endpoints, cloud=cloud)
 
 
 def _make_cloud(
@@ -90,6 +94,7 @@ def _replay(
     config: ReplayConfig,
     found: Replay,
     first: Letter,
+    model: Manifest,
     *,
     options: PipelineOptions,
     endpoints: Endpoints,
@@ -97,7 +102,6 @@ def _replay(
 ) -> None:
     """Run a replay to its end. The first dead letter decides whether it is one of a stream."""
     topics = _topics(config, cloud)
-    model = read_model(config.model)
     manifest = scoring_manifest(config.model, model)
     if first.of_stream:
         name = STREAM_REPLAY
@@ -122,14 +126,15 @@ def _replay(
             transform=source, schema=schema, names=found.names, lineage=_lineage(config, found)
         )
 
-    scoring = Scoring(
-        name=name,
-        config=config,
-        handler=make_handler(config, model, fields, options, endpoints),
-        manifest=manifest,
-        packaged=thresholds_of(model),
-        fields=fields,
-    )
+    with prints_to_stderr(config.run.json_summary):
+        scoring = Scoring(
+            name=name,
+            config=config,
+            handler=make_handler(config, model, fields, options, endpoints),
+            manifest=manifest,
+            packaged=thresholds_of(model),
+            fields=fields,
+        )
     graph = score_rows(scoring, options, cloud, open_it)
     run(replace(graph, topics=topics, cloud=cloud), options, config, endpoints)
 

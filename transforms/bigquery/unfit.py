@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.cells import is_list
+from common.cells import decoded, is_list
 from common.record_batch import SOURCE
 from transforms.dead_letters import Fault, failed_rows
 from transforms.provenance import Provenance, utc_now
@@ -41,7 +41,7 @@ def unfit_values(column: pa.Array) -> np.ndarray | None:
     """
     kind = column.type
     if pa.types.is_dictionary(kind) and _is_limited(kind.value_type):
-        return unfit_values(column.dictionary_decode())
+        return unfit_values(decoded(column))
     if is_list(kind):
         return _rows_of(column, unfit_values(column.flatten()))
     if pa.types.is_struct(kind):

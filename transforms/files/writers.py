@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from common.cells import decoded
 from common.json_objects import json_cells, json_objects
 from common.record_batch import to_rows
 from common.texts import is_binary
@@ -147,7 +148,7 @@ def flatten(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def _flat_columns(name: str, column: pa.Array) -> Iterator[tuple[str, pa.Array]]:
     if pa.types.is_dictionary(column.type):
-        yield name, column.dictionary_decode()
+        yield name, decoded(column)
     elif pa.types.is_fixed_size_list(column.type):
         for i in range(column.type.list_size):
             yield from _flat_columns(f"{name}_{i}", pc.list_element(column, i))
