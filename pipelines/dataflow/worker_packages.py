@@ -121,10 +121,10 @@ def own_requirements() -> list[str]:
     Raises:
         UsageError: Millrace is not installed here.
     """
-    name = str(own_distribution().metadata["Name"])
-    found = versions(f"{name}[{','.join(sorted(_EXTRAS))}]", without=frozenset({"apache-beam"}))
-    pins = {**found, "torch": f"{Version(found['torch']).public}+cpu"}
-    del pins[canonicalize_name(name)]
+    name, extras = own_distribution().name, ",".join(sorted(_EXTRAS))
+    pins = versions(f"{name}[{extras}]", without=frozenset({"apache-beam"}))
+    del pins[name]
+    pins["torch"] = f"{Version(pins['torch']).public}+cpu"
     return [
         f"--extra-index-url {TORCH_INDEX}",
         *(f"{package}=={pins[package]}" for package in sorted(pins)),
