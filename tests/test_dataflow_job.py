@@ -376,7 +376,12 @@ GOOD = {
         (
             {"sdk_container_image": None, "device": "cuda:0"},
             2,
-            "--device cuda:0: without an image, workers install the CPU build of torch: add --sdk",
+            "without an image, workers install the CPU build of torch, which uses no GPU: add",
+        ),
+        (
+            {"sdk_container_image": None, "resource_hints": "accelerator=type:nvidia-l4;count:1"},
+            2,
+            "(`make image TORCH=cuda` builds one), or request no GPU\n",
         ),
         (
             {"sdk_container_image": None, "requirements_cache": "here"},

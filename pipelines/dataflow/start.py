@@ -19,7 +19,6 @@ import apache_beam as beam
 import orjson
 import requests
 from apache_beam.options.pipeline_options import (
-    DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
     StandardOptions,
@@ -47,6 +46,7 @@ from pipelines.dataflow.worker_packages import (
     check_workers_packages,
     installs,
     installs_packages,
+    names_accelerator,
     staging,
 )
 from pipelines.extra_packages import stage
@@ -241,16 +241,10 @@ def ask_for_accelerator(predictor: Predictor, options: PipelineOptions) -> None:
         options: Beam's options of the run, which are changed.
     """
     standard = options.view_as(StandardOptions)
-    given = [
-        *(standard.resource_hints or ()),
-        *(options.view_as(GoogleCloudOptions).dataflow_service_options or ()),
-        # The launcher of Flex Templates passes service options as experiments.
-        *(options.view_as(DebugOptions).experiments or ()),
-    ]
     if (
         isinstance(predictor, DeviceOptions)
         and predictor.device.startswith("cuda")
-        and not any("accelerator" in text for text in given)
+        and not names_accelerator(options)
     ):
         standard.resource_hints = [*(standard.resource_hints or ()), ACCELERATOR]
 

@@ -13,7 +13,14 @@ from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, WorkerOptions
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    WorkerOptions,
+)
 from packaging.markers import Environment, default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -33,6 +40,17 @@ _IMAGE = "--sdk_container_image IMAGE (`make image` builds one)"
 def installs_packages(options: PipelineOptions) -> bool:
     """Return whether the workers of a job install Millrace, because no flag names an image."""
     return not options.view_as(WorkerOptions).sdk_container_image
+
+
+def names_accelerator(options: PipelineOptions) -> bool:
+    """Return whether a flag of Beam or Dataflow requests workers with a GPU."""
+    given = [
+        *(options.view_as(StandardOptions).resource_hints or ()),
+        *(options.view_as(GoogleCloudOptions).dataflow_service_options or ()),
+        # The launcher of Flex Templates passes service options as experiments.
+        *(options.view_as(DebugOptions).experiments or ()),
+    ]
+    return any("accelerator" in text for text in given)
 
 
 def check_workers_packages(parsed: Parsed, options: PipelineOptions) -> None:
@@ -56,10 +74,10 @@ def check_workers_packages(parsed: Parsed, options: PipelineOptions) -> None:
             f"and torch when they start: add {_IMAGE}, or leave out --no_use_public_ips"
         )
     device = parsed.find(DeviceOptions)
-    if device is not None and device.device.startswith("cuda"):
+    if device is not None and (device.device.startswith("cuda") or names_accelerator(options)):
         raise UsageError(
-            f"--device {device.device}: without an image, workers install the CPU build of torch: "
-            "add --sdk_container_image IMAGE (`make image TORCH=cuda` builds one)"
+            "without an image, workers install the CPU build of torch, which uses no GPU: add "
+            "--sdk_container_image IMAGE (`make image TORCH=cuda` builds one), or request no GPU"
         )
     if setup.requirements_cache not in (None, "skip"):
         raise UsageError(
