@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
     WorkerOptions,
 )
-from packaging.markers import Environment, default_environment
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -181,8 +181,8 @@ def _applies(requirement: Requirement, of: str, extras: set[str]) -> bool:
     """Return whether a worker needs a requirement of a package with these extras."""
     if requirement.marker is None:
         return True
-    environment: Environment = {
-        **default_environment(),
+    environment = {
+        **{key: str(value) for key, value in default_environment().items()},
         "os_name": "posix",
         "sys_platform": "linux",
         # torch's CUDA build needs CUDA's packages on Linux, the CPU build on no platform.
