@@ -368,7 +368,34 @@ GOOD = {
         ({"job_name": "Fraud_1"}, 2, "--job_name Fraud_1 is invalid: use lowercase letters"),
         ({"num_workers": 9, "max_num_workers": 2}, 2, "--num_workers 9 is more than --max_num_w"),
         ({"labels": "Team=x"}, 2, "--labels Team=x is invalid: use KEY=VALUE"),
-        ({"sdk_container_image": None}, 2, "add --sdk_container_image IMAGE"),
+        (
+            {"region": None, "sdk_container_image": None},
+            2,
+            "add --region us-central1; each worker installs Millrace's wheel when it starts, or "
+            "add --sdk_container_image IMAGE (`make image` builds one)\n",
+        ),
+        (
+            {"sdk_container_image": None, "no_use_public_ips": True},
+            2,
+            "--no_use_public_ips: workers without public addresses cannot install Millrace's wheel",
+        ),
+        (
+            {"sdk_container_image": None, "device": "cuda:0"},
+            2,
+            "without an image, workers install the CPU build of torch, which uses no GPU: add",
+        ),
+        (
+            {"sdk_container_image": None, "resource_hints": "accelerator=type:nvidia-l4;count:1"},
+            2,
+            "(`make image TORCH=cuda` builds one), or request no GPU\n",
+        ),
+        (
+            {"sdk_container_image": None, "requirements_cache": "here"},
+            2,
+            "--requirements_cache here: without an image, workers download their packages",
+        ),
+        ({"sdk_container_image": None}, 1, "no usable Google Cloud credentials"),
+        ({"no_use_public_ips": True, "device": "cuda"}, 1, "no usable Google Cloud credentials"),
         (
             {"input_files": "/data/rows.parquet"},
             2,

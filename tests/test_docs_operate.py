@@ -11,7 +11,7 @@ PRODUCT = (
     *("pipelines", "resources", "serving", "transforms"),
 )
 # Messages of Google's services.
-GOOGLES = ("already an active job named",)
+GOOGLES = ("already an active job named", "failed to install required packages")
 # Quotes that start with these words are commands, flags or names.
 OTHER = re.compile(r"(python|make|gcloud|bq|millrace|pip|export|curl|torch|SELECT|DELETE)\b|--")
 

@@ -301,16 +301,6 @@ def test_a_wheel_for_a_template_must_be_in_a_bucket(place: Path) -> None:
     assert f"--extra_packages {WHEEL}: the launcher of a template cannot reach" in line
 
 
-def test_an_image_without_millrace_is_not_made_whole_by_the_users_wheel(place: Path) -> None:
-    flags = (
-        "--runner DataflowRunner --project my-project --region us-central1 --input_files gs://b/i"
-    )
-    more = "--output_files gs://b/o --model gs://b/m --temp_location gs://b/t --extra_packages"
-    done = run(place, "pipelines.batch_local", *flags.split(), *more.split(), WHEEL)
-    assert done.returncode == 2
-    assert "Dataflow workers lack Millrace and torch" in done.stderr
-
-
 BAD = [
     ("gone-1.0-py3-none-any.whl", None, "does not exist"),
     ("myteam-1.0.tar.gz", b"", "expected a wheel (.whl): build one with"),

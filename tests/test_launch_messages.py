@@ -57,6 +57,11 @@ def test_a_message_without_a_reason_is_kept_if_there_is_no_other() -> None:
             "check --sdk_container_image",
         ),
         (
+            "failed to install required packages: failed to install requirements: exit status 1",
+            "failed to install requirements",
+            "the workers must reach PyPI and download.pytorch.org",
+        ),
+        (
             "Workflow failed. Causes: Subnetwork 'x' not found.",
             "Subnetwork 'x' not found",
             "check --subnetwork",

@@ -13,7 +13,7 @@ from model_handlers.torch_model import TorchModelHandler
 from pipelines.batch.spread import Scorer
 from pipelines.beam_args import runs_in_process
 from pipelines.config import Predictor
-from pipelines.dataflow.start import names_accelerator
+from pipelines.dataflow.worker_packages import names_accelerator
 from pipelines.handlers import Handler
 from pipelines.options import DeviceOptions
 from pipelines.workers import worker_cpus

@@ -34,6 +34,11 @@ _ADVICE = (
         "(roles/artifactregistry.reader)",
     ),
     (
+        r"failed to install (required packages|requirements|extra package)",
+        "the workers must reach PyPI and download.pytorch.org to install packages; or build an "
+        "image (`make image`) and add --sdk_container_image IMAGE",
+    ),
+    (
         r"launcher",
         "see the launcher's log for details",
     ),

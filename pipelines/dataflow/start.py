@@ -19,10 +19,8 @@ import apache_beam as beam
 import orjson
 import requests
 from apache_beam.options.pipeline_options import (
-    DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
-    SetupOptions,
     StandardOptions,
     WorkerOptions,
 )
@@ -44,6 +42,13 @@ from pipelines.config import Predictor
 from pipelines.dataflow.facts import PREFIX, JobFacts, labels_of, option_names
 from pipelines.dataflow.jobs import DEVELOPER, job_errors
 from pipelines.dataflow.links import links, starting
+from pipelines.dataflow.worker_packages import (
+    check_workers_packages,
+    installs,
+    installs_packages,
+    names_accelerator,
+    staging,
+)
 from pipelines.extra_packages import stage
 from pipelines.options import DeviceOptions
 from pipelines.options.flag import Parsed
@@ -80,10 +85,9 @@ def reach(parsed: Parsed, options: PipelineOptions) -> Endpoints:
     _check_names(google)
     _check_workers(options.view_as(WorkerOptions))
     if not _on_this_machine(google):
-        _check_image(options)
         check_paths(parsed, {name: getattr(google, name) for name in FOLDERS})
-    # After the check of the image: the wheels of the user do not contain Millrace.
     stage(parsed, options)
+    check_workers_packages(parsed, options)
     endpoints = connect(parsed, options)
     _aim(google, endpoints)
     if not google.no_auth:
@@ -114,7 +118,14 @@ def _check_present(options: PipelineOptions) -> None:
     }
     missing = [flag for flag, value in given.items() if not value]
     if missing:
-        raise UsageError(f"--runner DataflowRunner needs more flags: add {' '.join(missing)}")
+        ways = (
+            "; each worker installs Millrace's wheel when it starts, or add --sdk_container_image "
+            "IMAGE (`make image` builds one)"
+        )
+        raise UsageError(
+            f"--runner DataflowRunner needs more flags: add {' '.join(missing)}"
+            f"{ways if installs_packages(options) else ''}"
+        )
 
 
 def _check_names(google: GoogleCloudOptions) -> None:
@@ -145,24 +156,6 @@ def _check_workers(workers: WorkerOptions) -> None:
 def _on_this_machine(google: GoogleCloudOptions) -> bool:
     """Return whether the workers run on this machine, as with a stand-in. This is Beam's rule."""
     return "localhost" in google.dataflow_endpoint
-
-
-def _check_image(options: PipelineOptions) -> None:
-    """Raise UsageError unless a flag provides the workers with Millrace and torch."""
-    setup = options.view_as(SetupOptions)
-    providers = (
-        options.view_as(WorkerOptions).sdk_container_image,
-        setup.setup_file,
-        setup.extra_packages,
-        setup.requirements_file,
-        setup.prebuild_sdk_container_engine,
-    )
-    if not any(providers):
-        raise UsageError(
-            "Dataflow workers lack Millrace and torch: add --sdk_container_image IMAGE (`make "
-            "image` builds one), or --setup_file ./setup.py, which each worker installs when it "
-            "starts"
-        )
 
 
 def check_paths(parsed: Parsed, folders: Mapping[str, str | None]) -> None:
@@ -247,24 +240,13 @@ def ask_for_accelerator(predictor: Predictor, options: PipelineOptions) -> None:
         predictor: The part of the flags that chooses how to predict.
         options: Beam's options of the run, which are changed.
     """
+    standard = options.view_as(StandardOptions)
     if (
         isinstance(predictor, DeviceOptions)
         and predictor.device.startswith("cuda")
         and not names_accelerator(options)
     ):
-        standard = options.view_as(StandardOptions)
         standard.resource_hints = [*(standard.resource_hints or ()), ACCELERATOR]
-
-
-def names_accelerator(options: PipelineOptions) -> bool:
-    """Return whether the flags of a job name an accelerator."""
-    given = [
-        *(options.view_as(StandardOptions).resource_hints or ()),
-        *(options.view_as(GoogleCloudOptions).dataflow_service_options or ()),
-        # The launcher of Flex Templates passes service options as experiments.
-        *(options.view_as(DebugOptions).experiments or ()),
-    ]
-    return any("accelerator" in text for text in given)
 
 
 def start(
@@ -294,7 +276,7 @@ def start(
         log.setLevel(logging.CRITICAL + 1)
     what = f"job {google.job_name} cannot be started"
     interruptible = starting(*place, google.job_name, endpoints) if is_started else nullcontext()
-    with job_errors(what, DEVELOPER), interruptible:
+    with job_errors(what, DEVELOPER), interruptible, staging(pipeline.options):
         try:
             result = pipeline.run()
         except requests.exceptions.RequestException:
@@ -357,6 +339,7 @@ def describe_pipeline(pipeline: beam.Pipeline, facts: JobFacts) -> str:
     given = options.get_all_options(drop_default=True, retain_unknown_options=True)
     labels = options.view_as(GoogleCloudOptions).labels or ()
     shown = {n: v for n, v in sorted(given.items()) if n not in own and not is_secret(n)}
+    installed = installs(options) if runs_on_dataflow(options) else []
     lines = [
         ("dry run", "nothing was created or started; of the sinks, only tables were checked"),
         *(
@@ -366,6 +349,7 @@ def describe_pipeline(pipeline: beam.Pipeline, facts: JobFacts) -> str:
         ),
         *(("label", label) for label in labels),
         *(("option", f"--{name} {_text(value)}") for name, value in shown.items()),
+        *(("install", _text(line)) for line in installed),
         *(("step", name) for name in _steps(pipeline)),
     ]
     width = max(len(name) for name, _ in lines)
