@@ -131,11 +131,11 @@ def parameters(command: Command, *argv: str) -> dict[str, str]:
 
 
 def test_parameters_are_the_flags_that_differ_from_their_defaults() -> None:
-    argv = ["--input_files", "a", "b,c", "--model", "m", "--compile", "--batch_rows", "5"]
+    argv = ["--input_files", "/a", "/b,/c", "--model", "/m", "--compile", "--batch_rows", "5"]
     argv += ["--debug", "--json_summary"]
     assert parameters(batch_local.COMMAND, *argv) == {
-        "input_files": "a,b,c",
-        "model": "m",
+        "input_files": "/a,/b,/c",
+        "model": "/m",
         "compile": "true",
         "batch_rows": "5",
     }

@@ -51,6 +51,12 @@ def answered(
     return source.append_column(OUTPUTS, outputs).append_column(ERROR, pa.array(errors, ERROR_TYPE))
 
 
+def fault_of_score(score: float | None) -> str | None:
+    if score is None:
+        return "null"
+    return None if math.isfinite(score) else "not_finite_score"
+
+
 ERRORS = st.none() | st.just({"reason": "model_error", "message": "no"})
 
 
@@ -66,9 +72,7 @@ def test_splitting_keeps_every_row_once_and_in_order(
     batch = answered(make_source, scores, errors, kind).slice(start)
     good, bad, faults = split_answer(batch, "total")
     reasons = [
-        (error or {"reason": None})["reason"]
-        or (None if score is not None and math.isfinite(score) else "not_finite_score")
-        for score, error in answers[start:]
+        error["reason"] if error else fault_of_score(score) for score, error in answers[start:]
     ]
     ids = batch.column("row_id").to_pylist()
     by_reason = list(zip(ids, reasons, strict=True))

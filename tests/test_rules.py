@@ -30,22 +30,22 @@ from transforms.files.csv.dialect import PLAIN, Dialect
 
 IN, OUT, SUB = "projects/p/topics/in", "projects/p/topics/out", "projects/p/subscriptions/s"
 NEEDED: dict[str, dict[str, str]] = {
-    "batch_local": {"input_files": "f", "model": "m", "output_files": "o"},
-    "batch_vertex": {"input_files": "f", "model": "m", "output_files": "o", "endpoint": "e"},
+    "batch_local": {"input_files": "/f", "model": "/m", "output_files": "/o"},
+    "batch_vertex": {"input_files": "/f", "model": "/m", "output_files": "/o", "endpoint": "e"},
     "stream_local": {
         "input_subscription": SUB,
-        "model": "m",
+        "model": "/m",
         "output_topic": OUT,
-        "dead_letter_files": "d",
+        "dead_letter_files": "/d",
     },
     "stream_vertex": {
         "input_subscription": SUB,
-        "model": "m",
+        "model": "/m",
         "output_topic": OUT,
-        "dead_letter_files": "d",
+        "dead_letter_files": "/d",
         "endpoint": "e",
     },
-    "replay": {"input_files": "f", "model": "m", "output_files": "o"},
+    "replay": {"input_files": "/f", "model": "/m", "output_files": "/o"},
 }
 
 
@@ -112,20 +112,20 @@ def test_the_flags_that_a_command_needs_are_enough(command: Command) -> None:
             BATCH,
             {"input_files": None, "input_table": "p.d.t", "model": None},
             "missing --model; for example: python -m pipelines.batch_local --input_table "
-            "p.d.t --model MODEL --output_files o",
+            "p.d.t --model MODEL --output_files /o",
         ),
         (
             STREAM_VERTEX,
             {"endpoint": None, "endpoint_url": "http://h/x", "model": None},
             "missing --model; for example: python -m pipelines.stream_vertex --input_subscription "
             f"{SUB} --model MODEL --endpoint_url http://h/x --output_topic {OUT} "
-            "--dead_letter_files d",
+            "--dead_letter_files /d",
         ),
         (
             REPLAY,
             {"input_files": None, "input_subscription": SUB, "output_files": None},
             "missing --output_files (or --output_table); for example: python -m pipelines.replay "
-            f"--input_subscription {SUB} --model m --output_files OUTPUT_FILES",
+            f"--input_subscription {SUB} --model /m --output_files OUTPUT_FILES",
         ),
         # Contradictions.
         (
@@ -260,8 +260,8 @@ def test_flags_that_do_not_go_together_are_rejected(
 @pytest.mark.parametrize(
     ("changed", "source"),
     [
-        ({}, Files(patterns=("f",), file_format=None, dialect=PLAIN)),
-        ({"input_format": "csv"}, Files(patterns=("f",), file_format="csv", dialect=PLAIN)),
+        ({}, Files(patterns=("/f",), file_format=None, dialect=PLAIN)),
+        ({"input_format": "csv"}, Files(patterns=("/f",), file_format="csv", dialect=PLAIN)),
         (
             {"input_files": None, "input_table": "p.d.t", "row_restriction": "a > 1"},
             Table(name="p.d.t", row_restriction="a > 1", method="direct"),
@@ -335,8 +335,8 @@ def test_flags_of_csv_files_that_cannot_be_are_rejected(
     [
         (
             {},
-            (FilesSink(folder="o", file_format="parquet"),),
-            (FilesSink(folder="o", file_format="jsonl"),),
+            (FilesSink(folder="/o", file_format="parquet"),),
+            (FilesSink(folder="/o", file_format="jsonl"),),
         ),
         (
             {"output_files": None, "output_table": "p.d.t", "cluster_by": "a,b"},
@@ -346,7 +346,7 @@ def test_flags_of_csv_files_that_cannot_be_are_rejected(
         (
             {"output_table": "p.d.t", "dead_letter_table": "p.d.l", "output_format": "csv"},
             (
-                FilesSink(folder="o", file_format="csv"),
+                FilesSink(folder="/o", file_format="csv"),
                 TableSink(name="p.d.t", flag="output_table"),
             ),
             (TableSink(name="p.d.l", flag="dead_letter_table"),),
@@ -380,7 +380,7 @@ def test_a_stream_reads_an_existing_subscription_or_creates_one() -> None:
 @pytest.mark.parametrize(
     ("changed", "source"),
     [
-        ({}, LetterFiles(patterns=("f",))),
+        ({}, LetterFiles(patterns=("/f",))),
         ({"input_files": None, "input_table": "p.d.t"}, LetterTable(name="p.d.t")),
         (
             {"input_files": None, "input_subscription": SUB, "max_messages": "5"},

@@ -122,9 +122,8 @@ def _replay(
             batch_rows=config.model.batch_rows,
             batch_bytes=config.model.batch_bytes,
         )
-        return Source(
-            transform=source, schema=schema, names=found.names, lineage=_lineage(config, found)
-        )
+        lineage = _lineage(config, found)
+        return Source(transform=source, schema=schema, names=found.names, lineage=lineage)
 
     with prints_to_stderr(config.run.json_summary):
         scoring = Scoring(
