@@ -353,10 +353,8 @@ def test_a_field_is_finite_unless_an_output_is_not(run: Any, tmp_path: Path) -> 
     assert found["first"].to_pylist()[:3] == [1.0, 0.0, math.inf]
     assert found["large"].to_pylist()[:3] == [None, 0.0, math.inf]
     assert {name: pc.is_nan(found[name])[3].as_py() for name in found} == dict.fromkeys(found, True)
-    assert [(one.column, one.reason, one.rows.tolist()) for one in refused] == [
-        ("large", "not_finite", [0]),
-        ("again", "not_finite", [0]),
-    ]
+    faults = {(one.column, one.reason, *one.rows.tolist()) for one in refused}
+    assert faults == {("large", "not_finite", 0), ("again", "not_finite", 0)}
 
 
 # Tables
