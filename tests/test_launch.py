@@ -373,7 +373,7 @@ def test_a_dry_run_of_a_template_shows_no_secret(templated: World) -> None:
         ((*FROM, "--staging_location", "/tmp"), "--staging_location /tmp: expected gs://BUCKET"),
         (
             (*FROM, "--model", "m.pt"),
-            f"--model {Path('m.pt').resolve()}: Dataflow workers cannot reach the files of this mac",
+            f"--model {Path('m.pt').resolve()}: Dataflow workers cannot reach the files of this",
         ),
         (
             (*FROM, "--input_table", "a.b.c"),
