@@ -40,7 +40,8 @@ def fit(
         sample: Paths of Parquet, CSV or JSON files, a table of Arrow, a data frame, or columns by
             name.
         inputs: The columns of each input, with their steps, by the name of the input.
-        columns: The raw types of columns; those of the sample by default.
+        columns: The raw types of columns by name, such as {"clicks": "list<int64>"}; those that the
+            sample has by default.
         trusted_modules: The top-level modules whose functions steps may call.
 
     Raises:
@@ -126,16 +127,18 @@ def package(
         model: The path of the model file.
         output: The folder to write the package to.
         sample: Rows of the source, from which statistics and known-good rows are taken, and on
-            which steps are fitted: the path of a Parquet file, a table of Arrow, a data frame, or
-            columns by name. Without one, workers cannot check the model.
+            which steps are fitted: paths of Parquet, CSV or JSON files, a table of Arrow, a data
+            frame, or columns by name. Without one, workers cannot check the model.
         inputs: The columns of each input, with their steps, by the name of the input, or the result
             of `fit`. By default, each input is the column of the sample with its name.
-        columns: The raw types of columns; those of the sample by default.
+        columns: The raw types of columns by name, such as {"clicks": "list<int64>"}; those that the
+            sample has by default. The result of `fit` has its own.
         fields: What is computed from the outputs, by name: `output(...)`, `field(...)` and steps.
         score: The output or field that is the score; by default the output with one float in a
             row, if there is only one.
         outputs: Names for the outputs of a model that returns a tensor or a tuple.
-        output_fields: The outputs and fields to write if a run names none; all by default.
+        output_fields: The outputs and fields that runs write, and the server answers, unless they
+            choose others. By default, runs write all, and the server answers only the score.
         name: The name of the model; the file name without its suffix by default.
         version: The version of the model.
         architecture: `module:Class` to load weights into, for files that contain only weights.
