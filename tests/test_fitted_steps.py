@@ -212,13 +212,14 @@ def test_a_mean_of_integers_is_not_rounded(kind: pa.DataType) -> None:
 def test_a_mean_is_rounded_if_something_needs_integers() -> None:
     table = pa.table({"a": [54, 55, None, 53, 55]})
     mean = column("a").fill("mean")
-    for inputs, columns in (
+    cases: list[tuple[Any, Any]] = [
         ({"x": mean}, {"a": "int64"}),
         ({"x": tensor(mean, dtype="int64")}, {}),
         ({"x": mean.one_hot(60)}, {}),
         ({"x": mean, "y": column("a").hash(8)}, {}),
         ({"x": column("a").fill("most_frequent")}, {}),
-    ):
+    ]
+    for inputs, columns in cases:
         found = fit(table, inputs, columns=columns)
         assert found.columns == {"a": "int64"}
         fill = found.tensors["x"].columns[0].steps[0]

@@ -94,8 +94,8 @@ def _prepared_spec(
     for chain, end in zip(tensor.chains, ends, strict=True):
         if kind_of(end) is Kind.LIST:
             raise ManifestError(
-                f"inputs.{name}, column {chain.start!r}: expected a chain that ends in numbers, got "
-                f"{words_for(end)}: {NUMBERS_FROM[Kind.LIST]}"
+                f"inputs.{name}, column {chain.start!r}: expected a chain that ends in numbers, "
+                f"got {words_for(end)}: {NUMBERS_FROM[Kind.LIST]}"
             )
     width = sum(end.list_size if kind_of(end) is Kind.VECTOR else 1 for end in ends)
     items = [end.value_type if kind_of(end) is Kind.VECTOR else end for end in ends]

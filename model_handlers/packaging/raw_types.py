@@ -140,8 +140,9 @@ def _likely(type_: pa.DataType) -> Sequence[RawType]:
         item = type_.value_type
         if is_text(item):
             return _OF_LISTS
-        whole = ("list<int64>", "list<float64>")
-        return whole if pa.types.is_integer(item) else ("list<float64>",)
+        if pa.types.is_integer(item):
+            return ("list<int64>", "list<float64>")
+        return ("list<float64>",)
     if is_text(type_) or pa.types.is_null(type_):
         return _OF_TEXT
     if pa.types.is_integer(type_):
