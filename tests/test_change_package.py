@@ -113,6 +113,15 @@ def test_a_fill_is_replaced_and_rows_that_it_changes_are_removed(tmp_path: Path)
     assert tensors[1].tolist() == [1]
 
 
+def test_lists_are_not_filled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_raw_package(tmp_path / "raw")
+    code, new = copy(tmp_path / "raw", "--fill", "clicks=0")
+    [line] = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert "--fill clicks: expected a column with one value in a row, got list<int64>: a" in line
+    assert not new.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

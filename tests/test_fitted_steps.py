@@ -1,5 +1,6 @@
 """Tests of fitting steps on samples that are odd: constants, huge numbers, texts of lists."""
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_packaging import script
+from test_packaging import export, script
 from torch import Tensor, nn
 
 from common.errors import InputError, ManifestError, UsageError
-from millrace import column, fit, package, prepare
+from millrace import column, fit, package, prepare, tensor
+from millrace.command_line import run
+from model_handlers.package import read_manifest
 from model_handlers.packaging.raw_types import choose_types
 from model_handlers.packaging.statistics import describe_features
 from model_handlers.steps.chain import Chain
+from model_handlers.steps.general import Fill
 from model_handlers.steps.numeric import Add, Scale
+
+
+class Same(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 def fitted(values: Any, steps: Any) -> Any:
@@ -123,6 +133,128 @@ def test_lists_of_a_csv_file_become_lists() -> None:
     assert prepare(table, declared)["a"].tolist() == [[1, 2], [3, 0]]
 
 
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_csv_file_may_have_a_declared_list_column(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.csv", "clicks,b", '"[1, 2]",1', '"[3]",2', ",3")
+    steps = column("clicks").pad(3)
+    found = fit(rows, {"x": steps}, columns={"clicks": "list<int64>"})
+    assert prepare(rows, found)["x"].tolist() == [[1, 2, 0], [3, 0, 0]]
+    (tmp_path / "m.pt").write_bytes(script(Same()))
+    spec = write(
+        tmp_path / "spec.toml",
+        '[columns]\nclicks = "list<int64>"\n[[inputs]]\nname = "x"',
+        'from = [[{ column = "clicks" }, { step = "pad", to = 3 }]]',
+    )
+    arguments = ["--inputs", str(spec), "--sample", str(rows), "--output", str(tmp_path / "p")]
+    assert run(["package", str(tmp_path / "m.pt"), *arguments]) == 0
+    assert read_manifest(str(tmp_path / "p")).columns == {"clicks": "list<int64>"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "declared", "message"),
+    [
+        ('{ column = "clicks" }', "", "got other text in 2 of 3 rows .*: pad gives its lists"),
+        ('{ column = "clicks" }, { step = "scale" }', "", "expected a number, .*: pad gives"),
+        ('{ column = "clicks" }', 'clicks = "list<int64>"', "got a list of numbers: pad gives"),
+        ('{ column = "kind" }, { step = "scale" }', "", "in 3 of 3 rows .*: add steps that take"),
+    ],
+)
+def test_a_column_without_a_usable_cell_is_named_with_its_input(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    steps: str,
+    declared: str,
+    message: str,
+) -> None:
+    rows = write(tmp_path / "rows.csv", "clicks,kind", '"[1, 2]",a', '"[3]",b', ",c")
+    (tmp_path / "m.pt").write_bytes(script(Same()))
+    text = f'[columns]\n{declared}\n[[inputs]]\nname = "x"\nfrom = [[{steps}]]'
+    spec = write(tmp_path / "spec.toml", text)
+    arguments = ["--inputs", str(spec), "--sample", str(rows), "--output", str(tmp_path / "p")]
+    assert run(["package", str(tmp_path / "m.pt"), *arguments]) != 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(rf"inputs\.x, column '(clicks|kind)': .*{message}", line)
+
+
+def test_an_undeclared_list_column_of_a_csv_file_is_refused_when_steps_are_fitted(
+    tmp_path: Path,
+) -> None:
+    rows = write(tmp_path / "rows.csv", "clicks,b", '"[1, 2]",1', '"[3]",2')
+    with pytest.raises(InputError, match=r"inputs\.x, column 'clicks': .*: pad gives its lists"):
+        fit(rows, {"x": [column("b"), column("clicks")]})
+
+
+def test_columns_that_only_numbers_and_functions_read_are_numbers() -> None:
+    table = pa.table({"a": ["1", "2.5", ""], "b": ["1", "x", "3"], "c": ["1", "2", "3"]})
+    call = column("a").call("m:f", columns=["b", "c"])
+    assert fit(table, {"x": call}).columns == {"a": "float64", "b": "string", "c": "float64"}
+    inputs = {"x": call, "y": column("c").vocabulary(values=["1"], unknown=0)}
+    assert fit(table, inputs).columns["c"] == "string"
+    assert fit(table, {"x": column("a").lower().call("m:f")}).columns == {"a": "string"}
+    declared = fit(table, {"x": column("a").call("m:f")}, columns={"a": "string"})
+    assert declared.columns == {"a": "string"}
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.int8()])
+def test_a_mean_of_integers_is_not_rounded(kind: pa.DataType) -> None:
+    table = pa.table({"a": pa.array([54, 55, None, 53, 55], kind)})
+    found = fit(table, {"x": column("a").fill("mean")})
+    assert found.columns == {"a": "float64"}
+    assert prepare({"a": [None, 30.5]}, found)["x"].tolist() == [54.25, 30.5]
+    median = fit({"a": [1, 2, None]}, {"x": column("a").fill("median").log1p()})
+    assert median.columns == {"a": "float64"}
+
+
+def test_a_mean_is_rounded_if_something_needs_integers() -> None:
+    table = pa.table({"a": [54, 55, None, 53, 55]})
+    mean = column("a").fill("mean")
+    cases: list[tuple[Any, Any]] = [
+        ({"x": mean}, {"a": "int64"}),
+        ({"x": tensor(mean, dtype="int64")}, {}),
+        ({"x": mean.one_hot(60)}, {}),
+        ({"x": mean, "y": column("a").hash(8)}, {}),
+        ({"x": column("a").fill("most_frequent")}, {}),
+    ]
+    for inputs, columns in cases:
+        found = fit(table, inputs, columns=columns)
+        assert found.columns == {"a": "int64"}
+        fill = found.tensors["x"].columns[0].steps[0]
+        assert isinstance(fill, Fill)
+        assert isinstance(fill.value, int)
+
+
+def test_a_mean_is_rounded_for_a_model_of_integers(tmp_path: Path) -> None:
+    (tmp_path / "m.pt2").write_bytes(export(Same(), torch.zeros(2, 1, dtype=torch.int64)))
+    table = pa.table({"a": [54, 55, None, 53, 55]})
+    steps = [column("a").fill("mean")]
+    made = package(tmp_path / "m.pt2", tmp_path / "p", sample=table, inputs={"x": steps})
+    assert made.columns == {"a": "int64"}
+    (tmp_path / "f.pt2").write_bytes(export(Same(), torch.zeros(2, 1)))
+    made = package(tmp_path / "f.pt2", tmp_path / "q", sample=table, inputs={"x": steps})
+    assert made.columns == {"a": "float64"}
+
+
+def test_a_function_that_fails_while_steps_are_fitted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def f(a, b):\n    raise ValueError('13 is a secret')\n"
+    write(tmp_path / "failing_functions.py", code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    table = pa.table({"a": ["1", "2.5", ""], "b": ["1", "x", "3"]})
+    steps = column("a").call("failing_functions:f", columns=["b"]).scale()
+    with pytest.raises(InputError) as raised:
+        fit(table, {"x": steps}, trusted_modules=["failing_functions"])
+    assert str(raised.value) == (
+        "inputs.x, column 'a': scale cannot be fitted, because failing_functions:f raised "
+        "ValueError in 3 of 3 rows of the sample (a is float64, b is string): correct the "
+        "function, or declare other types in columns"
+    )
+
+
 def test_the_types_of_many_columns_are_chosen_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -150,11 +282,6 @@ def test_a_column_that_occurs_twice_is_refused() -> None:
 
 
 # Packages.
-
-
-class Same(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x
 
 
 def test_a_list_column_may_not_be_missing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from property_tests import examples
 from steps_reference import seen, shown
 
 from common.texts import to_text
-from model_handlers.steps.raw import RAW_TYPES, become, can_become
+from model_handlers.steps.raw import RAW_TYPES, become, can_become, expected
 from model_handlers.steps.raw_times import DATETIME, TIMESTAMP, read_texts
 from model_handlers.steps.values import from_values
 
@@ -288,6 +288,28 @@ def test_a_value_that_does_not_fit_is_refused_with_its_reason(
 
 
 @pytest.mark.parametrize(
+    ("raw", "value", "found"),
+    [
+        ("datetime", "2026-11-20T12:00:00Z", "a time with a zone"),
+        ("datetime", "2026-11-20 12:00:00+01:00", "a time with a zone"),
+        ("datetime", "2026-13-20 12:00:00", "other text"),
+        ("date", "2026-11-20T12:00:00Z", "a time with a zone"),
+        ("date", "2026-11-31", "other text"),
+        ("timestamp", "2026-11-31T12:00:00Z", "other text"),
+        ("list<int64>", "1;2", "text that is no JSON list"),
+        ("list<int64>", "5", "text that is no JSON list"),
+        ("list<int64>", 5, "a number"),
+        ("list<string>", {"a": 1}, "an object"),
+        ("list<string>", True, "a boolean"),
+    ],
+)
+def test_a_message_says_what_a_value_is(raw: str, value: Any, found: str) -> None:
+    cells = from_values([None, value], raw)
+    assert [one.message for one in cells.refused] == [f"expected {expected(raw)}, got {found}"]
+    assert seen(cells) == [None, ("wrong_type",)]
+
+
+@pytest.mark.parametrize(
     ("kind", "raw"),
     [
         (pa.bool_(), "float64"),
@@ -417,7 +439,7 @@ def test_text_that_arrow_does_not_read_is_read_as_arrow_would(
     except pa.ArrowInvalid:
         expected = pa.nulls(1, kind)
     # With a day that does not exist, Arrow cannot read the column as it is.
-    found, _ = read_texts(pa.array([text, "2025-02-30T00:00:00Z"]), kind)
+    found, *_ = read_texts(pa.array([text, "2025-02-30T00:00:00Z"]), kind)
     assert found[:1].equals(expected), text
 
 

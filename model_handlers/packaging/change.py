@@ -137,6 +137,13 @@ def _filled(manifest: Manifest, column: str, text: str) -> Manifest:
             for spec in manifest.inputs
         )
         return replace(manifest, inputs=inputs)
+    raw = manifest.columns.get(column, "")
+    if raw.startswith("list<"):
+        raise UsageError(
+            f"--fill {column}: expected a column with one value in a row, got {raw}: a list that "
+            "is null cannot be filled; to replace null within lists, package the model again with "
+            "the step fill"
+        )
     for spec in plain:
         manifest = _with_chains(manifest, spec)
     for chain in (chain for spec in manifest.inputs for chain in spec.chains):

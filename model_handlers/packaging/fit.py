@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,10 +15,17 @@ from common.cells import is_list, is_number
 from common.errors import InputError, ManifestError, UsageError, one_line
 from model_handlers.manifest import RawType
 from model_handlers.packaging.builder import Steps, Tensor, without_file_name
-from model_handlers.packaging.raw_types import choose_types, read_column, sample_column
+from model_handlers.packaging.prepared import worst_of
+from model_handlers.packaging.raw_types import (
+    choose_types,
+    read_column,
+    sample_column,
+    spells_lists,
+)
 from model_handlers.packaging.to_fit import ToFit, present
 from model_handlers.steps.categories import Vocabulary
 from model_handlers.steps.chain import Chain
+from model_handlers.steps.general import Fill
 from model_handlers.steps.raw import RAW_TYPES
 from model_handlers.steps.step import Cells, Context, Step
 
@@ -109,6 +116,7 @@ def fit_inputs(
     declared: Mapping[str, RawType],
     folder: Path,
     context: Context,
+    whole: Collection[str] = (),
 ) -> FittedInputs:
     """Return inputs whose steps are all known.
 
@@ -118,6 +126,7 @@ def fit_inputs(
         declared: The raw types of columns that the user declared.
         folder: The folder to which the paths of vocabularies are relative.
         context: How functions of the user are imported.
+        whole: The names of the inputs that are integers, if their dtype is not given.
 
     Raises:
         UsageError: A step is to be fitted, and there is no sample; or a file cannot be read.
@@ -126,13 +135,18 @@ def fit_inputs(
     """
     plain = _plain_inputs(tensors, sample)
     chains = [chain for name, each in tensors.items() if name not in plain for chain in each.chains]
-    columns = choose_types(chains, declared, sample)
+    integers = {
+        chain
+        for name, each in tensors.items()
+        if (name in whole if each.dtype is None else "float" not in each.dtype)
+        for chain in each.chains
+    }
+    columns = choose_types(chains, declared, sample, integers)
     cells = {}
     if sample is not None:
         cells = {name: read_column(sample, name, raw) for name, raw in columns.items()}
     files = PackagedFiles(folder)
-    types = {name: RAW_TYPES[raw] for name, raw in columns.items()}
-    fitting = _Fitting(types, cells, files, context, sample is not None)
+    fitting = _Fitting(columns, cells, files, context, sample)
     fitted = {
         name: replace(each, columns=tuple(fitting.fitted(name, one) for one in each.columns))
         for name, each in tensors.items()
@@ -144,38 +158,41 @@ def fit_inputs(
 class _Fitting:
     """What chains are fitted with."""
 
-    types: Mapping[str, pa.DataType]
+    columns: Mapping[str, RawType]
     cells: Mapping[str, Cells]
     files: PackagedFiles
     context: Context
-    has_sample: bool
+    sample: pa.Table | None
 
     def fitted(self, name: str, steps: Steps) -> Steps:
         """Return a column of an input with fitted steps."""
         chain = self.files.of_chain(steps.chain)
         done: list[Step] = []
+        place = f"inputs.{name}, column {chain.start!r}"
         try:
             if chain.steps:
-                chain.gives(self.types)
+                chain.gives({name: RAW_TYPES[raw] for name, raw in self.columns.items()})
+            self._check(chain)
             for step in chain.steps:
                 done.append(self._fit(step, Chain(chain.start, tuple(done))))
         except ManifestError as error:
-            place = f"inputs.{name}, column {chain.start!r}"
             raise ManifestError(f"{place}: {without_file_name(error)}") from error
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
         return replace(steps, steps=tuple(done))
 
     def _fit(self, step: Step, before: Chain) -> Step:
         """Return a step, fitted on what the steps before it give for the sample."""
         if not isinstance(step, ToFit):
             return step
-        if not self.has_sample:
+        if self.sample is None:
             step.bind(self.context)
         context = replace(self.context, files=self.files.content)
-        values = present(before.bind(context).run(self.cells).values)
+        result = before.bind(context).run(self.cells)
+        values = present(result.values)
         if not len(values):
             raise InputError(
-                f"column {before.start!r}: {step.NAME} cannot be fitted, because the sample has no "
-                "valid value: pass another sample"
+                f"{step.NAME} cannot be fitted, because {self._why_no_value(before, result)}"
             )
         fitted = step.fitted(values)
         if not isinstance(fitted, Vocabulary):
@@ -186,6 +203,35 @@ class _Fitting:
         return replace(
             fitted, values=(), file=self.files.write(before.start, lines.encode(encoding))
         )
+
+    def _check(self, chain: Chain) -> None:
+        """Raise InputError if a column of the sample has values, and none is of its raw type."""
+        cells = self.cells.get(chain.start)
+        if self.sample is None or cells is None or not cells.refused or len(present(cells.values)):
+            return
+        if any(step.NAME == Fill.NAME for step in chain.steps):
+            # Its rows with null may be usable.
+            return
+        hint = "add steps that take its values, or declare another type in columns"
+        if spells_lists(self.sample, chain.start):
+            hint = "pad gives its lists the same length"
+        raise InputError(f"{_worst(cells)}, and no other row has a value: {hint}")
+
+    def _why_no_value(self, before: Chain, cells: Cells) -> str:
+        """Return why the sample has no value for a step, and what to do."""
+        if not cells.refused:
+            return "the sample has only nulls there: pass another sample"
+        why = _worst(cells)
+        if all(one.reason != "function_error" for one in cells.refused):
+            return f"{why}: pass another sample"
+        types = ", ".join(f"{name} is {self.columns[name]}" for name in before.names)
+        return f"{why} ({types}): correct the function, or declare other types in columns"
+
+
+def _worst(cells: Cells) -> str:
+    """Return why most of the cells that were refused cannot be used."""
+    worst = worst_of(cells.refused)
+    return f"{worst.message} in {len(worst.rows):,} of {len(cells.values):,} rows of the sample"
 
 
 def _plain_inputs(tensors: Mapping[str, Tensor], sample: pa.Table | None) -> frozenset[str]:

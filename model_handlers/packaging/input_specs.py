@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.cells import is_list
-from common.errors import ContractBroken, UsageError, suggest
+from common.errors import ContractBroken, ManifestError, UsageError, suggest
 from model_handlers.manifest import DType, InputSpec, RawType
 from model_handlers.packaging.builder import Tensor
 from model_handlers.packaging.fit import FittedInputs
@@ -19,7 +19,7 @@ from model_handlers.packaging.probe import is_dtype
 from model_handlers.packaging.raw_types import sample_column
 from model_handlers.packaging.signature import Signature, TensorType
 from model_handlers.steps.raw import RAW_TYPES
-from model_handlers.steps.step import Kind, kind_of
+from model_handlers.steps.step import NUMBERS_FROM, Kind, kind_of, words_for
 
 
 def in_order(tensors: Mapping[str, Tensor], signature: Signature) -> dict[str, Tensor]:
@@ -46,6 +46,20 @@ def in_order(tensors: Mapping[str, Tensor], signature: Signature) -> dict[str, T
             f"{', '.join(missing)}"
         )
     return {name: tensors[name] for name in names}
+
+
+def whole_inputs(tensors: Mapping[str, Tensor], signature: Signature) -> frozenset[str]:
+    """Return the names of the inputs that are integers by what the model's file says.
+
+    Args:
+        tensors: The inputs in the order in which the model takes them.
+        signature: What the model's file says about them; it may say nothing.
+    """
+    return frozenset(
+        name
+        for name, found in zip(tensors, signature.inputs, strict=False)
+        if found.dtype is not None and "float" not in found.dtype
+    )
 
 
 def input_specs(
@@ -77,6 +91,12 @@ def _prepared_spec(
     """Return an input that is read through steps."""
     types = {column: RAW_TYPES[raw] for column, raw in columns.items()}
     ends = [chain.gives(types) for chain in tensor.chains]
+    for chain, end in zip(tensor.chains, ends, strict=True):
+        if kind_of(end) is Kind.LIST:
+            raise ManifestError(
+                f"inputs.{name}, column {chain.start!r}: expected a chain that ends in numbers, "
+                f"got {words_for(end)}: {NUMBERS_FROM[Kind.LIST]}"
+            )
     width = sum(end.list_size if kind_of(end) is Kind.VECTOR else 1 for end in ends)
     items = [end.value_type if kind_of(end) is Kind.VECTOR else end for end in ends]
     whole = all(pa.types.is_integer(item) for item in items)

@@ -31,7 +31,7 @@ from model_handlers.packaging.golden import (
     raw_golden,
     record_rows,
 )
-from model_handlers.packaging.input_specs import in_order, input_specs
+from model_handlers.packaging.input_specs import in_order, input_specs, whole_inputs
 from model_handlers.packaging.prepared import Prepared, first_fault, prepare_source
 from model_handlers.packaging.probe import PROBE_ROWS, probe, score_of
 from model_handlers.packaging.signature import Signature, read_signature
@@ -161,12 +161,14 @@ def make_inputs(
         return replace(given, tensors=in_order(given.tensors, signature))
     if given is None:
         given = by_name(signature, sample) or need_inputs(model.file, signature, sample)
+    tensors = in_order(given, signature)
     return fit_inputs(
-        in_order(given, signature),
+        tensors,
         sample,
         declared=about.columns,
         folder=about.folder,
         context=steps_context({}, code),
+        whole=whole_inputs(tensors, signature),
     )
 
 

@@ -87,8 +87,13 @@ def first_fault(prepared: Prepared) -> str:
     """Return why rows cannot be used, for a message; empty if all can."""
     if not prepared.refused:
         return ""
-    worst = max(prepared.refused, key=lambda some: len(some.rows))
+    worst = worst_of(prepared.refused)
     return f"column {worst.column}: {worst.message} in {len(worst.rows):,} rows"
+
+
+def worst_of(refused: Sequence[Refused]) -> Refused:
+    """Return the refusal of the most rows, among one or more."""
+    return max(refused, key=lambda some: len(some.rows))
 
 
 def _column(source: Source, name: str) -> pa.Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,14 @@ from common.cells import is_list, is_text
 from common.errors import InputError, ManifestError, UsageError, suggest
 from common.texts import is_binary
 from model_handlers.manifest import RawType
+from model_handlers.packaging.to_fit import FillToFit
 from model_handlers.steps import values
+from model_handlers.steps.categories import OneHot
 from model_handlers.steps.chain import Chain
+from model_handlers.steps.general import Fill
+from model_handlers.steps.own_function import Call
 from model_handlers.steps.raw import RAW_TYPES, can_become, expected
-from model_handlers.steps.step import Cells, Kind, kind_of
+from model_handlers.steps.step import Cells, Kind, Step, kind_of
 
 _OF_LISTS: tuple[RawType, ...] = ("list<string>", "list<float64>", "list<int64>")
 _OF_TEXT: tuple[RawType, ...] = (
@@ -27,21 +32,29 @@ _OF_TEXT: tuple[RawType, ...] = (
     "bool",
     *_OF_LISTS,
 )
+# What integers become if their mean fills them.
+_FLOATS: Mapping[RawType, RawType] = {"int64": "float64", "list<int64>": "list<float64>"}
 
 
 def choose_types(
-    chains: Sequence[Chain], declared: Mapping[str, RawType], sample: pa.Table | None
+    chains: Sequence[Chain],
+    declared: Mapping[str, RawType],
+    sample: pa.Table | None,
+    whole: Collection[Chain] = (),
 ) -> dict[str, RawType]:
     """Return the raw type of each column that chains read, by name.
 
     A column that is not declared gets the type that the sample has. Text of a sample, as in a CSV
     file, becomes what the steps take: text, or else numbers, times, booleans or lists, whichever
-    most of its cells spell.
+    most of its cells spell. A function of the user takes all types: a column that is read by such
+    functions, and otherwise only as numbers, has numbers if each of its cells spells one. Integers
+    become float64 if the mean or median fills them, unless something needs integers.
 
     Args:
         chains: The chains of all inputs.
         declared: The types that the user declared.
         sample: The rows of the sample, or None.
+        whole: The chains that must end in integers.
 
     Raises:
         UsageError: A column is not declared, and there is no sample; or it is declared, and no
@@ -61,7 +74,7 @@ def choose_types(
         fits = [raw for raw in choices if _fits(chains, known | {name: (raw,)}, name)]
         if len(fits) > 1 and fits[0] != choices[0] and sample is not None:
             fits.sort(key=lambda raw: _refused(sample_column(sample, name), raw))
-        types[name] = (fits or choices)[0]
+        types[name] = _preferred(fits or choices, name, chains, whole, sample)
     return {name: types[name] for name in sorted(types, key=names.index)}
 
 
@@ -93,6 +106,12 @@ def read_column(sample: pa.Table, name: str, raw: str) -> Cells:
     return values.read_column(column, raw).of(name)
 
 
+def spells_lists(sample: pa.Table, name: str) -> bool:
+    """Return whether a column of a sample is text that spells lists, as in a CSV file."""
+    column = sample_column(sample, name)
+    return is_text(column.type) and _is_of(column, "list<string>")
+
+
 def _possible(
     name: str, declared: Mapping[str, RawType], sample: pa.Table | None
 ) -> Sequence[RawType]:
@@ -121,11 +140,13 @@ def _likely(type_: pa.DataType) -> Sequence[RawType]:
         item = type_.value_type
         if is_text(item):
             return _OF_LISTS
-        return ("list<int64>",) if pa.types.is_integer(item) else ("list<float64>",)
+        if pa.types.is_integer(item):
+            return ("list<int64>", "list<float64>")
+        return ("list<float64>",)
     if is_text(type_) or pa.types.is_null(type_):
         return _OF_TEXT
     if pa.types.is_integer(type_):
-        return ("int64",)
+        return ("int64", "float64")
     if pa.types.is_boolean(type_):
         return ("bool",)
     if pa.types.is_timestamp(type_):
@@ -133,6 +154,46 @@ def _likely(type_: pa.DataType) -> Sequence[RawType]:
     if pa.types.is_date(type_):
         return ("date",)
     return ("binary",) if is_binary(type_) else ("float64",)
+
+
+def _preferred(
+    fits: Sequence[RawType],
+    name: str,
+    chains: Sequence[Chain],
+    whole: Collection[Chain],
+    sample: pa.Table | None,
+) -> RawType:
+    """Return the best of the types that fit a column, the most likely of which is the first."""
+    readers = [reader for chain in chains for reader in _readers(chain, name)]
+    if len(fits) == 1 or sample is None or not all(map(_takes_any_number, readers)):
+        return fits[0]
+    if fits[0] == "string" and "float64" in fits:
+        column = sample_column(sample, name)
+        return "float64" if _is_of(column, "float64") else "string"
+    reading = [chain for chain in chains if name in chain.names]
+    rounds = any(chain.start == name and _fills_with_mean(chain) for chain in reading)
+    if fits[0] in _FLOATS and rounds and not any(chain in whole for chain in reading):
+        return _FLOATS[fits[0]]
+    return fits[0]
+
+
+def _readers(chain: Chain, name: str) -> Iterator[Step | None]:
+    """Yield the steps of a chain that read a column; None if the chain ends in its cells."""
+    if chain.start == name:
+        yield next((step for step in chain.steps if not isinstance(step, Fill | FillToFit)), None)
+    yield from (step for step in chain.steps if name in step.operands)
+
+
+def _takes_any_number(step: Step | None) -> bool:
+    """Return whether a step takes numbers, integers or not, and does not read them as text."""
+    if step is None or isinstance(step, Call):
+        return True
+    return Kind.TEXT not in step.TAKES and not isinstance(step, OneHot)
+
+
+def _fills_with_mean(chain: Chain) -> bool:
+    fills = takewhile(lambda step: isinstance(step, Fill | FillToFit), chain.steps)
+    return any(isinstance(step, FillToFit) and step.value != "most_frequent" for step in fills)
 
 
 def _fits(chains: Sequence[Chain], possible: Mapping[str, Sequence[RawType]], name: str) -> bool:
@@ -171,3 +232,9 @@ def _refused(column: pa.Array, raw: str) -> int:
     """Return how many cells of a column cannot be values of a raw type."""
     found = [refused.rows for refused in values.read_column(column, raw).refused]
     return len(np.unique(np.concatenate(found))) if found else 0
+
+
+def _is_of(column: pa.Array, raw: str) -> bool:
+    """Return whether all cells of a column but nulls are values of a raw type, one or more."""
+    cells = values.read_column(column, raw)
+    return not cells.refused and cells.values.null_count < len(cells.values)

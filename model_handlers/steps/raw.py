@@ -240,13 +240,17 @@ def _trimmed(values: pa.Array) -> pa.Array:
 
 def _to_times(texts: pa.Array, raw: str) -> Cells:
     """Return texts as times, if they spell times that exist."""
-    times, bare = read_texts(texts, RAW_TYPES[raw])
+    times, bare, zoned = read_texts(texts, RAW_TYPES[raw])
     lost = as_mask(pc.and_(texts.is_valid(), times.is_null()))
     cells = in_years(Cells(times))
     if raw == "timestamp":
         message = f"expected {expected(raw)}, got a time without a zone"
         cells = cells.refuse(bare & lost, "no_time_zone", message)
         lost = lost & ~bare
+    else:
+        message = f"expected {expected(raw)}, got a time with a zone"
+        cells = cells.refuse(zoned & lost, "wrong_type", message)
+        lost = lost & ~zoned
     return cells.refuse(lost, "wrong_type", _got(raw, texts.type))
 
 

@@ -79,8 +79,8 @@ def change_unit(values: pa.Array, kind: pa.DataType) -> Cells:
     return cells.become(cells.values.cast(kind))
 
 
-def read_texts(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
-    """Return the times that texts spell, and which texts only lack a zone.
+def read_texts(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """Return the times that texts spell, and which texts are times without and with a zone.
 
     Args:
         texts: Texts without white space around them, string [rows].
@@ -89,11 +89,12 @@ def read_texts(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray
 
     Returns:
         The times, null for texts that spell none, such as a 30th of February, and those of all
-        years; and whether each text has the form of a time or a date without a zone, bool [rows].
+        years; and whether each text has the form of a time or a date without a zone, and whether
+        it has that of a time with a zone, bool [rows]. Both are False if all texts spell times.
     """
     # Arrow is fast. It reads no other form than those here, but not all of them.
     with suppress(pa.ArrowInvalid):
-        return texts.cast(kind), np.zeros(len(texts), bool)
+        return texts.cast(kind), np.zeros(len(texts), bool), np.zeros(len(texts), bool)
     parts = pc.extract_regex(texts, _FORM)
     formed = np.asarray(parts.is_valid())
     found = dict(
@@ -108,14 +109,14 @@ def read_texts(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray
     if kind == DATE:
         fits &= ~has_clock
     counts, exists = _count(found)
-    bare = np.zeros(len(texts), bool)
-    bare[formed] = ~has_zone
+    bare, zoned = np.zeros(len(texts), bool), np.zeros(len(texts), bool)
+    bare[formed], zoned[formed] = ~has_zone, has_zone
     known, times = np.zeros(len(texts), bool), np.zeros(len(texts), np.int64)
     known[formed], times[formed] = fits & exists, counts
     read = pa.array(times, mask=~known)
     if kind == DATE:
         read = pc.divide(read, _A_DAY["us"]).cast(pa.int32())
-    return read.view(kind), bare
+    return read.view(kind), bare, zoned
 
 
 def _count(parts: dict[str, pa.Array]) -> tuple[np.ndarray, np.ndarray]:

@@ -88,18 +88,25 @@ def from_values(values: Sequence[Any], raw: str) -> Cells:
 
 def _lists(values: Sequence[Any], raw: str) -> Cells:
     """Return lists of values, or their JSON texts, as cells."""
-    values = [_parsed(value) if isinstance(value, str) else value for value in values]
-    wrong = np.array([not isinstance(value, list | _NOTHING) for value in values], bool)
-    lists = [value if isinstance(value, list) else [] for value in values]
+    read = [_parsed(value) if isinstance(value, str) else value for value in values]
+    wrong = {
+        i: "text that is no JSON list" if isinstance(values[i], str) else _name(value)
+        for i, value in enumerate(read)
+        if not isinstance(value, list | _NOTHING)
+    }
+    lists = [value if isinstance(value, list) else [] for value in read]
     lengths = np.array([len(value) for value in lists], np.int64)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    missing = pa.array([value is None for value in values], pa.bool_())
+    missing = pa.array([value is None for value in read], pa.bool_())
     items = list(chain.from_iterable(lists))
     places = pa.array(np.arange(len(items)))
     rows = Cells(pa.ListArray.from_arrays(offsets, places, mask=missing))
     cells = each_item(rows, lambda _: from_values(items, raw[5:-1]))
-    message = f"expected {expected(raw)}, got another value"
-    return cells.refuse(wrong, "wrong_type", message)
+    for kind in sorted(set(wrong.values())):
+        of_kind = np.zeros(len(values), bool)
+        of_kind[[i for i, found in wrong.items() if found == kind]] = True
+        cells = cells.refuse(of_kind, "wrong_type", f"expected {expected(raw)}, got {kind}")
+    return cells
 
 
 def _parsed(text: str) -> Any:

@@ -64,7 +64,7 @@ def _declared_columns(
     columns, faults = {}, dict[int, Fault]()
     for name, raw in manifest.columns.items():
         if name not in manifest.optional:
-            missing = Fault("missing_feature", f"column {name}: missing", name)
+            missing = Fault("missing_feature", f"the row has no column {name}", name)
             for i in [i for i, row in enumerate(rows) if name not in row]:
                 faults.setdefault(i, missing)
         cells = from_values([row.get(name) for row in rows], raw)

@@ -225,7 +225,7 @@ def _read_values(values: Sequence[Any], row_format: RowFormat) -> Any:
     read: list[Any] = []
     for value, (name, spec) in zip(values, row_format.features.items(), strict=True):
         if value is _MISSING and name not in spec.impute:
-            return Fault("missing_feature", f"column {name}: missing", name)
+            return Fault("missing_feature", f"the row has no column {name}", name)
         cell: Any = None if value is _MISSING else value
         if spec.is_list_column:
             read.append(_read_list(cell, name, spec))
