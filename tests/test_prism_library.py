@@ -37,7 +37,7 @@ GOOD, BAD = {"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 1.0, "b": 2.0, "c": None}
 @contextmanager
 def pipeline_of(prism: dict[str, str], caplog: pytest.LogCaptureFixture) -> Iterator[beam.Pipeline]:
     """Run the pipeline that the block builds, and check that Prism ran it."""
-    options = PipelineOptions(prism_location=prism["prism_location"])
+    options = PipelineOptions(["--prism_location", prism["prism_location"]])
     with caplog.at_level(logging.INFO, "apache_beam"), beam.Pipeline(options=options) as pipeline:
         yield pipeline
     assert "Running pipeline with PrismRunner." in caplog.text
