@@ -132,7 +132,7 @@ def package(
         inputs: The columns of each input, with their steps, by the name of the input, or the result
             of `fit`. By default, each input is the column of the sample with its name.
         columns: The raw types of columns by name, such as {"clicks": "list<int64>"}; those that the
-            sample has by default. The result of `fit` has its own.
+            sample has by default. The result of `fit` has its own, so pass them to `fit` then.
         fields: What is computed from the outputs, by name: `output(...)`, `field(...)` and steps.
         score: The output or field that is the score; by default the output with one float in a
             row, if there is only one.
@@ -159,6 +159,8 @@ def package(
     from model_handlers.packaging.make import Description
     from model_handlers.packaging.write import make_and_write
 
+    if columns and isinstance(inputs, FittedInputs):
+        raise UsageError("columns has no effect on the result of fit: pass columns to fit instead")
     about = Description(
         name=name,
         version=version,

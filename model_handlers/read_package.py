@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import posixpath
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,18 +24,15 @@ from common.errors import (
     DigestMismatch,
     ManifestError,
     ModelError,
-    UnsafeModel,
     UsageError,
 )
 from common.terminal import long_step
 from model_handlers.manifest import MANIFEST_NAME, GoldenRows, Manifest
 from model_handlers.manifest_json import parse_manifest
 from model_handlers.model_errors import as_model_error
+from model_handlers.zip_checks import check_names, check_size
 
 MAR_MANIFEST = "MAR-INF/MANIFEST.json"
-MAX_ARCHIVE_BYTES = 32 << 30
-# The weights of a model hardly compress. The zeros of a zip bomb compress about 1,000 times.
-MAX_EXPANSION = 100
 # What to do if the entries of a .mar are wrong.
 _AGAIN = "create the archive again with torch-model-archiver"
 
@@ -345,57 +341,6 @@ def _serialized_file(archive: zipfile.ZipFile, path: str) -> str:
             f"{_AGAIN}"
         )
     return file
-
-
-def check_names(archive: zipfile.ZipFile, path: str, advice: str) -> None:
-    """Raise UnsafeModel if a zip archive has entries that no model file needs.
-
-    Such entries are absolute paths, paths with `..`, links, two entries with the same name, and
-    compression that torch-model-archiver does not use. Python's readers of other compressions
-    cannot limit how much they unpack.
-
-    Args:
-        archive: The open archive.
-        path: The name of the archive in error messages.
-        advice: What the user can do, for error messages.
-
-    Raises:
-        UnsafeModel: The archive has such an entry.
-    """
-    entries = archive.infolist()
-    for entry in entries:
-        parts = entry.filename.replace("\\", "/").split("/")
-        if entry.filename.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-            raise UnsafeModel(
-                f"{path}: entry {entry.filename!r} points outside the archive; {advice}"
-            )
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise UnsafeModel(f"{path}: entry {entry.filename!r} is a link; {advice}")
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UnsafeModel(
-                f"{path}: entry {entry.filename!r} is compressed, but not with deflate; {advice}"
-            )
-    if len({entry.filename for entry in entries}) != len(entries):
-        raise UnsafeModel(f"{path}: two entries have the same name; {advice}")
-
-
-def check_size(archive: zipfile.ZipFile, packed: int, path: str) -> None:
-    """Raise UnsafeModel if a zip archive would expand to more than a model file does.
-
-    Args:
-        archive: The open archive.
-        packed: The size of the archive, in bytes.
-        path: The name of the archive in error messages.
-
-    Raises:
-        UnsafeModel: The archive would expand too much.
-    """
-    size = sum(entry.file_size for entry in archive.infolist())
-    if size > MAX_ARCHIVE_BYTES or size > MAX_EXPANSION * packed:
-        raise UnsafeModel(
-            f"{path}: {packed:,} bytes would expand to {size:,}; the limits are {MAX_EXPANSION} "
-            f"times the size of the archive, and {MAX_ARCHIVE_BYTES:,} bytes"
-        )
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:

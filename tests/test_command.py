@@ -20,9 +20,9 @@ from common.errors import (
     one_line,
     suggest,
 )
+from pipelines.batch.limits import check_limits
 from pipelines.batch.progress import progress_line
 from pipelines.batch.report_text import summarise
-from pipelines.batch.run import check_limits
 from pipelines.command import Command, as_known_error, main
 from pipelines.launch.command import choose_command
 

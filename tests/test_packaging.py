@@ -699,3 +699,9 @@ def test_the_most_frequent_values_come_first(values: list[str]) -> None:
     counts = [count for _, count in most_frequent(pa.array(values, pa.string()))]
     assert counts == sorted(counts, reverse=True)
     assert sum(counts) == len(values)
+
+
+def test_columns_beside_fitted_inputs_are_refused(tmp_path: Path) -> None:
+    fitted = fit({"a": [1.0, 2.0]}, {"x": column("a").scale()})
+    with pytest.raises(UsageError, match=r"columns has no effect on the result of fit: pass"):
+        package(tmp_path / "m.pt2", tmp_path / "p", inputs=fitted, columns={"a": "float64"})

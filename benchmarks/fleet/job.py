@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from benchmarks.cost import Workers
+from transforms.bigquery.session import MAX_STREAMS
+from transforms.files.ranges import RANGE_ROWS
 
 RESULTS = Path(__file__).parents[1] / "results"
 GB = 1e9
@@ -100,8 +102,14 @@ class Job:
     sink: Literal["files", "table"] = "files"
     spread: bool = False
     endpoint: Endpoint | None = None
-    range_rows: float = 131_072
+    range_rows: float = RANGE_ROWS
     result_rows: float = 2_500_000
+
+
+def measured_commit() -> float:
+    """Return the measured seconds of a commit for each file, with 50 ms for each request."""
+    sizes = json.loads((RESULTS / "commit.json").read_text())["sizes"]
+    return float(sizes[-1]["seconds"] / sizes[-1]["files"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,17 +126,11 @@ class Limits:
     """
 
     session_seconds: float = 6 * HOUR
-    streams: int = 1_000
-    commit_seconds_a_file: float = 0.00174
+    streams: int = MAX_STREAMS
+    commit_seconds_a_file: float = field(default_factory=measured_commit)
     load_files: int = 10_000
     load_rows_per_second: float = 2e6
     load_jobs_a_day: int = 1_500
-
-
-def measured_commit() -> float:
-    """Return the measured seconds of a commit for each file, with 50 ms for each request."""
-    sizes = json.loads((RESULTS / "commit.json").read_text())["sizes"]
-    return float(sizes[-1]["seconds"] / sizes[-1]["files"])
 
 
 def measured_files() -> tuple[float, float]:

@@ -16,7 +16,7 @@ import torch
 
 from common.errors import ModelError, UnsafeModel
 from model_handlers.model_errors import as_model_error
-from model_handlers.read_package import check_names, check_size
+from model_handlers.zip_checks import check_names, check_size
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")

@@ -6,26 +6,18 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import apache_beam as beam
 import orjson
-import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
-from common.addresses import without_secrets
-from common.command_line import Thresholds
-from common.errors import TooFewRows, TooManyDeadLetters
 from common.terminal import is_terminal, output_may_close, print_facts, prints_to_stderr
-from model_handlers.endpoint_handler import VertexEndpointHandler
-from model_handlers.manifest import Manifest
-from model_handlers.read_package import package_bytes
-from model_handlers.thresholds import check_used, thresholds_flag, thresholds_of
+from model_handlers.thresholds import thresholds_flag, thresholds_of
 from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
     RowsToWrite,
@@ -35,30 +27,28 @@ from pipelines.batch.destinations import (
 )
 from pipelines.batch.graph import ScoreRows
 from pipelines.batch.in_process import quiet_workers, run_in_process
-from pipelines.batch.memory import check_memory_needed, work_of
+from pipelines.batch.limits import check_limits
+from pipelines.batch.memory import check_memory_needed
 from pipelines.batch.pace import scorer_of
 from pipelines.batch.progress import progress_line
 from pipelines.batch.report_text import STYLES, run_facts
+from pipelines.batch.scoring import Scoring, facts_of, fields_of, work_of_thread
 from pipelines.batch.sources import Source, open_source
 from pipelines.batch.spread import Choice, choose
 from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
-from pipelines.cloud_access import GCS, make_cloud
+from pipelines.cloud_access import make_cloud
 from pipelines.command import say
-from pipelines.config import ModelConfig
 from pipelines.dataflow.facts import JobFacts
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
-from pipelines.handlers import Handler, make_handler, read_model, scoring_manifest
+from pipelines.handlers import make_handler, read_model, scoring_manifest
 from pipelines.options.flag import Parsed
-from pipelines.worker_memory import Work
 from pipelines.workers import worker_cpus
-from transforms.encode import OutputFields, choose_fields, output_schema, reference_fields
+from transforms.encode import output_schema
 from transforms.files.commit import abandon, is_in_place
-from transforms.files.destination import Destination
 from transforms.files.listing import read_report
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.files.run_folder import RunFolder
 from transforms.files.staging import discard
 from transforms.provenance import Provenance, utc_now
-from transforms.run_report import too_many
 from transforms.spread import SpreadBatches
 
 
@@ -70,26 +60,6 @@ def run_local(parsed: Parsed) -> None:
 def run_vertex(parsed: Parsed) -> None:
     """Run batch_vertex, and print the summary of the run."""
     run_batch("batch_vertex", parsed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """What a run scores with, and what it writes.
-
-    Attributes:
-        name: The name of the pipeline, for the report and the output rows.
-        manifest: The manifest of the model, with the chosen score and thresholds, and without
-            known-good rows.
-        packaged: The thresholds of the package, by field.
-        fields: The fields that are written of each row.
-    """
-
-    name: str
-    config: RunConfig
-    handler: Handler
-    manifest: Manifest
-    packaged: Thresholds
-    fields: OutputFields
 
 
 def run_batch(name: str, parsed: Parsed) -> None:
@@ -148,23 +118,6 @@ def _spread(choice: Choice) -> bool:
     return choice.spread
 
 
-def fields_of(model: ModelConfig, manifest: Manifest) -> OutputFields:
-    """Return the fields to write of each row.
-
-    Args:
-        model: The configuration of the model, which names the fields.
-        manifest: The manifest, whose fields are written if the configuration names none.
-
-    Raises:
-        UsageError: If the model or the source cannot have these fields.
-    """
-    if model.output_schema == "reference":
-        return reference_fields(manifest)
-    fields = choose_fields(manifest, model.output_fields)
-    check_used(manifest, model.thresholds, fields.needed)
-    return fields
-
-
 def score_rows(
     scoring: Scoring,
     options: PipelineOptions,
@@ -196,12 +149,12 @@ def score_rows(
     schema = output_schema(fields, manifest, provenance, source.schema)
     rows = RowsToWrite(schema, fields.time_column, provenance)
     destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
-    check_memory_needed(_work(scoring, source, schema, destinations), options)
-    if source.results is not None and not is_dry_run(options):
-        source.results.prepare()
+    check_memory_needed(work_of_thread(scoring, source, schema, destinations), options)
     for destination in destinations:
         (destination.look if is_dry_run(options) else destination.prepare)()
-    facts = _facts(scoring, provenance, source, destinations)
+    if source.results is not None and not is_dry_run(options):
+        source.results.prepare()
+    facts = facts_of(scoring, provenance, source, destinations)
     return ScoreRows(
         source=source.transform,
         handler=scoring.handler,
@@ -219,74 +172,6 @@ def score_rows(
         results=source.results,
         spread=SpreadBatches(config.model.batch_rows) if source.spread else None,
     )
-
-
-def _work(
-    scoring: Scoring, source: Source, schema: pa.Schema, destinations: list[Destination]
-) -> Work:
-    """Return what one thread of the run holds in memory."""
-    model, behind_endpoint = (
-        scoring.config.model,
-        isinstance(scoring.handler, VertexEndpointHandler),
-    )
-    return work_of(
-        model,
-        scoring.manifest,
-        scoring.fields,
-        package_bytes=0 if behind_endpoint else package_bytes(model.path, scoring.manifest),
-        source=source.schema,
-        written=schema,
-        writers=sum(destination.part == SCORES for destination in destinations),
-        remote=source.names[0].startswith(GCS),
-    )
-
-
-def _facts(
-    scoring: Scoring,
-    provenance: Provenance,
-    source: Source,
-    destinations: list[Destination],
-) -> dict[str, Any]:
-    """Return what the report states besides its counts."""
-    return {
-        "run_id": provenance.run_id,
-        "pipeline": provenance.pipeline,
-        "model": {
-            "name": provenance.model_name,
-            "version": provenance.model_version,
-            "digest": provenance.model_digest,
-            "batch_dependence": scoring.manifest.batch_dependence,
-        },
-        **_prepared_at(scoring),
-        "score_output": scoring.fields.score,
-        **_thresholds(scoring),
-        "input": [without_secrets(name) for name in source.names],
-        **({} if source.table_version is None else {"table_version": source.table_version}),
-        "output": [d.place for d in destinations if d.part == SCORES],
-        "dead_letter_output": [d.place for d in destinations if d.part == DEAD_LETTERS],
-        "report": report_folder(destinations).report,
-        "max_dead_letter_share": scoring.config.max_dead_letter_share,
-        "min_rows": scoring.config.min_rows,
-    }
-
-
-def _thresholds(scoring: Scoring) -> dict[str, Any]:
-    """Return the thresholds of the fields that are computed, beside those of the package."""
-    computed = scoring.manifest.fields_for(scoring.fields.needed)
-    found = {
-        name: {"at": at, "packaged": scoring.packaged[name]}
-        for name, at in thresholds_of(scoring.manifest).items()
-        if name in computed
-    }
-    return {"thresholds": found} if found else {}
-
-
-def _prepared_at(scoring: Scoring) -> dict[str, str]:
-    """Return where rows for an endpoint are prepared, if the package has steps."""
-    handler = scoring.handler
-    if scoring.manifest.has_steps and isinstance(handler, VertexEndpointHandler):
-        return {"prepared_at": handler.prepare_at}
-    return {}
 
 
 def run(
@@ -380,49 +265,4 @@ def _job_facts(graph: ScoreRows, config: RunConfig) -> JobFacts:
         max_dead_letter_share=config.max_dead_letter_share,
         min_rows=config.min_rows,
         thresholds=thresholds_flag(config.model.thresholds),
-    )
-
-
-def check_limits(
-    report: Mapping[str, Any], max_dead_letter_share: float, min_rows: int = 0
-) -> None:
-    """Raise an error if a finished run is beyond its limits. Its output stays in place.
-
-    A run that scored no row of those that it read fails whatever the limits are: its input does not
-    belong to the model.
-
-    Args:
-        report: The report of the run.
-        max_dead_letter_share: The maximum share of the rows, from 0 to 1.
-        min_rows: The minimum number of rows that the run reads.
-
-    Raises:
-        TooFewRows: If the run read too few rows.
-        TooManyDeadLetters: If too many rows are dead letters, or if no row was scored.
-    """
-    rows, dead, limit = report["rows_in"], report["rows_dead_lettered"], max_dead_letter_share
-    if rows < min_rows:
-        raise TooFewRows(
-            f"{rows:,} rows were read from {', '.join(report['input'])}, fewer than --min_rows "
-            f"{min_rows:,}; the output is in place: check the source, and run again with "
-            f"--run_id {report['run_id']}"
-        )
-    if not too_many(dead, rows, limit):
-        return
-    largest, places = report["dead_letters"][0], " or ".join(report["dead_letter_output"])
-    why = f"more than --max_dead_letter_share {limit:g} allows"
-    if dead <= limit * rows:
-        why = "and a run fails if it scores no row"
-    todo = f"fix the source or the model, and run again with --run_id {report['run_id']}"
-    if report["pipeline"].endswith("_replay"):
-        todo = (
-            "a replay scores the rows as the dead letters hold them: if the model is wrong, fix it "
-            "and run the same command again; if the rows are, score them from a corrected source"
-        )
-    column = f", column {largest['column']}" if largest["column"] else ""
-    raise TooManyDeadLetters(
-        f"{dead:,} of {rows:,} rows ({dead / rows * 100:.2f} %) are dead letters, {why}; the "
-        f"largest group is reason {largest['reason']}, stage {largest['stage']}{column} "
-        f"({largest['rows']:,} {'row' if largest['rows'] == 1 else 'rows'}): see {places} for the "
-        f"rows and reasons; {todo}"
     )

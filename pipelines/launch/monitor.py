@@ -217,8 +217,8 @@ class Monitor:
 
     def _report(self, job: Job, took: float) -> int:
         """Print the report of a batch job that is done; raise an error if it is beyond a limit."""
+        from pipelines.batch.limits import check_limits
         from pipelines.batch.report_text import summarise
-        from pipelines.batch.run import check_limits
 
         facts = job.facts or self.expected
         if facts is None or (facts.report is None and self.expected is None):

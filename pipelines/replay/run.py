@@ -17,7 +17,8 @@ from model_handlers.manifest import Manifest
 from model_handlers.thresholds import thresholds_of
 from pipelines.batch.config import TableSink
 from pipelines.batch.destinations import present_columns
-from pipelines.batch.run import Scoring, fields_of, run, score_rows
+from pipelines.batch.run import run, score_rows
+from pipelines.batch.scoring import Scoring, fields_of
 from pipelines.batch.sources import Source
 from pipelines.beam_args import beam_options, runs_in_process
 from pipelines.cloud_access import make_cloud
