@@ -6,7 +6,6 @@ A row is at fault only if the endpoint answers other rows at the same time.
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from cloud.endpoint_client import EndpointClient
 from cloud.endpoint_responses import RequestRefused
 from common.errors import EndpointError, UsageError
 from common.record_batch import slices
-from model_handlers.endpoint_codec import EndpointCodec
+from model_handlers.endpoint_codec import EndpointCodec, FewerOutputs
 from model_handlers.endpoint_rows import EndpointRows
 from model_handlers.isolate import MOSTLY, SMALL_BATCH, SUSPECTS, random_rows
 from model_handlers.manifest import GoldenRows
@@ -106,6 +105,10 @@ class Answers:
     hits: int = 0
 
 
+class NeedsOutputs(EndpointError):
+    """An endpoint that returns fewer outputs than are needed, and may return them if asked."""
+
+
 @dataclass
 class Endpoint:
     """A connected endpoint, which load_model returns; one per process.
@@ -113,6 +116,7 @@ class Endpoint:
     Attributes:
         known: A row that the endpoint must be able to process.
         golden: The known-good rows, the first of which is `known`, or None.
+        fewer_outputs: Whether an answer had fewer outputs than are needed.
     """
 
     client: EndpointClient
@@ -121,6 +125,7 @@ class Endpoint:
     known: EndpointRows
     golden: GoldenRows | None = None
     cache: PredictionCache | None = None
+    fewer_outputs: bool = field(default=False, init=False)
 
     def predict(self, rows: EndpointRows) -> Answers:
         """Return the endpoint's answers to some rows.
@@ -263,7 +268,13 @@ class Endpoint:
             return batch.reason
 
     async def _post(self, body: bytes, rows: int, **patience: Any) -> list[np.ndarray]:
-        read = functools.partial(self.codec.decode, rows=rows)
+        def read(answer: bytes) -> list[np.ndarray]:
+            try:
+                return self.codec.decode(answer, rows)
+            except FewerOutputs:
+                self.fewer_outputs = True
+                raise
+
         return await self.client.post(body, read, **patience)
 
     async def _confirm(
@@ -320,7 +331,8 @@ class Endpoint:
     def other_model(self, fault: str) -> EndpointError:
         """Return the error for an endpoint that answers a known-good row wrongly."""
         manifest = self.codec.manifest
-        return EndpointError(
+        kind = NeedsOutputs if self.fewer_outputs else EndpointError
+        return kind(
             f"endpoint {self.client.name} does not answer like model {manifest.name} "
             f"{manifest.version}: {fault}; check that this model is deployed there, and check "
             f"{'--prepare_at and ' * manifest.has_steps}--instance_format"

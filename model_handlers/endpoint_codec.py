@@ -24,6 +24,10 @@ InstanceFormat = Literal["list", "named"]
 SCORE_KEY = "anomaly_score"
 
 
+class FewerOutputs(BadAnswer):
+    """An answer with fewer outputs than are needed, from a server that may return them if asked."""
+
+
 @dataclass(frozen=True)
 class EndpointCodec:
     """The JSON format of the requests to an endpoint and of its answers.
@@ -169,15 +173,17 @@ class EndpointCodec:
             except KeyError:
                 continue
         odd = next(one for one in predictions if spec.name not in one)
-        # Millrace's own server, and others of its kind, return only the score by default.
-        advice = (
-            f"; {as_typed('serving')} returns all outputs if it runs with --outputs all, or with "
-            """--endpoint_parameters '{"outputs":"all"}'"""
-        ) * (SCORE_KEY in odd)
-        raise BadAnswer(
+        fault = (
             f"expected each prediction to have {self._wanted()}, got one with "
-            f"{', '.join(map(repr, odd))[:100] or 'nothing'}{advice}"
+            f"{', '.join(map(repr, odd))[:100] or 'nothing'}"
         )
+        # Millrace's own server, and others of its kind, return only the score by default.
+        if SCORE_KEY in odd:
+            raise FewerOutputs(
+                f"{fault}; {as_typed('serving')} returns all outputs if it runs with --outputs "
+                """all, or with --endpoint_parameters '{"outputs":"all"}'"""
+            )
+        raise BadAnswer(fault)
 
     def _wanted(self) -> str:
         return ", ".join(repr(spec.name) for spec in self.outputs)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
 from common.errors import EndpointError, UsageError
-from model_handlers.endpoint import Endpoint
+from model_handlers.endpoint import Endpoint, NeedsOutputs
 from model_handlers.endpoint_codec import EndpointCodec
 from model_handlers.endpoint_handler import Place, VertexEndpointHandler
 from model_handlers.manifest import Manifest
@@ -37,6 +38,8 @@ MakeHandler = Callable[[Way], VertexEndpointHandler]
 def find_way(flags: EndpointOptions, manifest: Manifest, make: MakeHandler) -> Way:
     """Return the way in which rows are sent, after sending a test row if the flags allow it.
 
+    If the endpoint returns fewer outputs than are needed, it is asked for these.
+
     Args:
         flags: The flags of the endpoint.
         manifest: The manifest of the model, with its known-good rows.
@@ -48,7 +51,24 @@ def find_way(flags: EndpointOptions, manifest: Manifest, make: MakeHandler) -> W
         EndpointError: If the endpoint does not respond, serves another model, or does not prepare
             rows although --prepare_at says so.
     """
-    asked, parameters = flags.prepare_at, flags.endpoint_parameters
+    parameters = flags.endpoint_parameters
+    try:
+        return _find_way(flags, manifest, make, parameters)
+    except NeedsOutputs as error:
+        if "outputs" in _read(parameters):
+            raise
+        # A server of another kind may refuse the parameter, or return what it did before.
+        names = [spec.name for spec in make(Way("worker", parameters)).codec.outputs]
+        with suppress(EndpointError):
+            return _find_way(flags, manifest, make, _with(parameters, outputs=names))
+        raise error from None
+
+
+def _find_way(
+    flags: EndpointOptions, manifest: Manifest, make: MakeHandler, parameters: str | None
+) -> Way:
+    """Do the same as `find_way`, with parameters for each request."""
+    asked = flags.prepare_at
     if asked != "auto" and not manifest.has_steps:
         raise UsageError(
             f"--prepare_at has no effect, because model {manifest.name} has no steps that prepare "
@@ -56,7 +76,7 @@ def find_way(flags: EndpointOptions, manifest: Manifest, make: MakeHandler) -> W
         )
     way = Way("worker", parameters)
     handler = make(way)
-    says_prepared = _value_of_prepared(parameters)
+    says_prepared = _read(parameters).get("prepared")
     if says_prepared is True and manifest.has_steps and asked != "worker":
         raise UsageError(
             '--endpoint_parameters has "prepared": true, so the endpoint takes rows as prepared: '
@@ -75,9 +95,9 @@ def find_way(flags: EndpointOptions, manifest: Manifest, make: MakeHandler) -> W
     if steps is not None:
         if asked == "auto" and steps == preparation_digest(manifest):
             return _at_server(make, manifest, parameters)
-        return _checked(make, Way("worker", _with_prepared(parameters)))
+        return _checked(make, Way("worker", _with(parameters, prepared=True)))
     if mistakable and _knows_prepared(make, parameters):
-        return Way("worker", _with_prepared(parameters))
+        return Way("worker", _with(parameters, prepared=True))
     if asked == "worker" or not manifest.has_steps:
         if error is not None:
             raise error
@@ -116,7 +136,7 @@ def _at_server(make: MakeHandler, manifest: Manifest, parameters: str | None) ->
         fault = endpoint.find_fault()
         if fault is None:
             return way
-        if endpoint.client.served_preparation is not None:
+        if endpoint.client.served_preparation is not None or endpoint.fewer_outputs:
             raise endpoint.other_model(fault)
         raise EndpointError(
             f"endpoint {endpoint.client.name} does not prepare rows as model {manifest.name} "
@@ -136,6 +156,8 @@ def _without_header(make: MakeHandler, parameters: str | None, error: EndpointEr
             fault = endpoint.find_fault()
         except EndpointError:
             fault = str(error)
+        if fault is not None and endpoint.fewer_outputs:
+            raise endpoint.other_model(fault)
     if fault is not None:
         raise error
     return way
@@ -147,14 +169,15 @@ def _checked(make: MakeHandler, way: Way) -> Way:
     return way
 
 
-def _value_of_prepared(parameters: str | None) -> object:
-    """Return what the user's parameters say about prepared rows, or None."""
-    return orjson.loads(parameters or "{}").get("prepared")
+def _read(parameters: str | None) -> dict[str, Any]:
+    """Return the parameters of requests as an object."""
+    found: dict[str, Any] = orjson.loads(parameters or "{}")
+    return found
 
 
-def _with_prepared(parameters: str | None, value: object = True) -> str:
-    """Return parameters that make a server that prepares rows accept prepared ones."""
-    return orjson.dumps({**orjson.loads(parameters or "{}"), "prepared": value}).decode()
+def _with(parameters: str | None, **more: object) -> str:
+    """Return the parameters of requests with some more, or with other values."""
+    return orjson.dumps({**_read(parameters), **more}).decode()
 
 
 def _is_mistakable(codec: EndpointCodec) -> bool:
@@ -179,7 +202,7 @@ def _knows_prepared(make: MakeHandler, parameters: str | None) -> bool:
     """
     faults = []
     for value in (0, True):
-        with _connected(make(Way("worker", _with_prepared(parameters, value)))) as endpoint:
+        with _connected(make(Way("worker", _with(parameters, prepared=value)))) as endpoint:
             try:
                 faults.append(endpoint.find_fault())
             except EndpointError:

@@ -105,6 +105,12 @@ def test_the_own_server_returns_what_a_model_in_the_worker_returns(
     assert served.client.metric('millrace_requests_total{status="400"}') == before + 1
 
 
+def test_the_own_server_needs_no_flags(place: Path, tmp_path: Path) -> None:
+    with running(place / "model") as server:
+        assert main(COMMAND, flags(place, "jsonl", tmp_path, endpoint_url=server.server.url)) == 0
+    assert_same(tmp_path, place / "local-jsonl")
+
+
 def test_a_server_without_steps_returns_what_a_model_in_the_worker_returns(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

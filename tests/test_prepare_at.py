@@ -332,6 +332,39 @@ def refuse_tensors(request: Request) -> Fault | None:
     return refusal(400, "dense is unknown") if "dense" in request.instances[0] else None
 
 
+@pytest.mark.parametrize("header", ["kept", "lost"])
+def test_a_server_that_returns_only_the_score_is_asked_for_what_is_needed(
+    package: Package, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    if header == "lost":
+        # As behind Vertex AI, which does not pass on headers.
+        monkeypatch.setattr("serving.service.PREPARATION_HEADER", "X-Lost")
+    outputs = {"outputs": ["logits"]}
+    with running(package[0]) as server:
+        url = server.server.url
+        for prepare_at in ("auto", "server"):
+            found, _ = way(url, package, prepare_at)
+            assert found.place == "server"
+            assert json.loads(found.parameters or "") == outputs
+        if header == "kept":
+            found, _ = way(url, package, "worker")
+            assert found.place == "worker"
+            assert json.loads(found.parameters or "") == outputs | {"prepared": True}
+        # What the user names is sent as it is.
+        with pytest.raises(EndpointError, match="expected each prediction to have 'logits'"):
+            way(url, package, "server", endpoint_parameters='{"outputs":["label"]}')
+
+
+def test_an_endpoint_that_has_no_more_outputs_is_reported_as_before(package: Package) -> None:
+    def score_only(instances: list[Any]) -> list[Any]:
+        return [{"anomaly_score": 0.5} for _ in instances]
+
+    with faulty_endpoint(score_only) as endpoint:
+        with pytest.raises(EndpointError, match=r"expected each .*'logits', got one with 'anomaly"):
+            way(endpoint.predict_url, package, "worker")
+        assert [r.body.get("parameters") for r in endpoint.requests][-1] == {"outputs": ["logits"]}
+
+
 def refuse_columns(request: Request) -> Fault | None:
     return refusal(400, "amount is unknown") if "amount" in request.instances[0] else None
 
