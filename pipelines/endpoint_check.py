@@ -51,6 +51,11 @@ def find_way(flags: EndpointOptions, manifest: Manifest, make: MakeHandler) -> W
         EndpointError: If the endpoint does not respond, serves another model, or does not prepare
             rows although --prepare_at says so.
     """
+    if flags.prepare_at != "auto" and not manifest.has_steps:
+        raise UsageError(
+            f"--prepare_at has no effect, because model {manifest.name} has no steps that prepare "
+            "rows: leave out --prepare_at"
+        )
     parameters = flags.endpoint_parameters
     try:
         return _find_way(flags, manifest, make, parameters)
@@ -69,11 +74,6 @@ def _find_way(
 ) -> Way:
     """Do the same as `find_way`, with parameters for each request."""
     asked = flags.prepare_at
-    if asked != "auto" and not manifest.has_steps:
-        raise UsageError(
-            f"--prepare_at has no effect, because model {manifest.name} has no steps that prepare "
-            "rows: leave out --prepare_at"
-        )
     way = Way("worker", parameters)
     handler = make(way)
     says_prepared = _read(parameters).get("prepared")
