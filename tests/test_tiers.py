@@ -22,7 +22,7 @@ class Scores:
 
     @property
     def total(self) -> int:
-        with beam.Pipeline() as pipeline:
+        with beam.Pipeline("FnApiRunner") as pipeline:
             _ = pipeline | beam.Create([1])
         return 1
 
@@ -66,13 +66,20 @@ def test_a_process_in_a_fast_tier_fails_the_test(tier: str) -> None:
 
 
 def test_a_pipeline_in_a_pure_test_fails_the_test() -> None:
-    pipeline = beam.Pipeline()
+    pipeline = beam.Pipeline("FnApiRunner")
     _ = pipeline | beam.Create([1])
     with confined("pure"), pytest.raises(pytest.fail.Exception, match="runs a pipeline"):
         pipeline.run()
     with confined("beam") as tried:
         pipeline.run()
     assert tried == []
+
+
+def test_a_pipeline_for_which_beam_would_choose_the_runner_fails_the_test() -> None:
+    pipeline = beam.Pipeline()
+    _ = pipeline | beam.Create([1])
+    with confined("beam"), pytest.raises(pytest.fail.Exception, match="names no runner"):
+        pipeline.run()
 
 
 def test_a_process_that_a_thread_starts_ends_the_wait_for_the_thread() -> None:

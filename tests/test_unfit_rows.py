@@ -140,7 +140,7 @@ def test_rows_that_the_table_cannot_hold_are_dead_letters_that_can_be_replayed(
         make_source({"n": pa.array(values[:1], pa.uint64())}),
         make_source({"n": pa.array(values[1:2], pa.uint64())}),
     ]
-    with beam.Pipeline() as pipeline:
+    with beam.Pipeline("FnApiRunner") as pipeline:
         split = (
             pipeline
             | beam.Create(batches, reshuffle=False)

@@ -15,6 +15,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
+from apache_beam.runners.direct.direct_runner import SwitchingDirectRunner
 
 TIERS = {
     "pure": "runs no Beam pipeline and starts no process",
@@ -146,6 +147,8 @@ def confined(tier: str) -> Iterator[list[str]]:
             forbid(subprocess.Popen, "__init__", "starts a process")
             forbid(BaseProcess, "start", "starts a process")
             forbid(os, "fork", "starts a process")
+            # Beam would choose Prism, and download it or use the one that an earlier test started.
+            forbid(SwitchingDirectRunner, "run_pipeline", "names no runner")
         if tier == "pure":
             forbid(beam.Pipeline, "run", "runs a pipeline")
         signal.signal(signal.SIGUSR1, lambda *_: pytest.fail(tried[-1]) if tried else None)
