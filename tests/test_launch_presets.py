@@ -77,9 +77,9 @@ def test_a_gpu_comes_with_its_driver_and_one_process_or_mps() -> None:
     assert "no_use_multiple_sdk_containers" in gpu["experiments"]
     assert gpu["machine_type"] == "g2-standard-4"
     assert gpu["disk_size_gb"] == 50
-    mps = flags("batch_local", LaunchOptions(accelerator="nvidia-tesla-t4:2", gpu_sharing="mps"))
+    mps = flags("batch_local", LaunchOptions(accelerator="nvidia-tesla-t4:1", gpu_sharing="mps"))
     assert (
-        "worker_accelerator=type:nvidia-tesla-t4;count:2;install-nvidia-driver;use_nvidia_mps"
+        "worker_accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver;use_nvidia_mps"
         in mps["dataflow_service_options"]
     )
     assert "no_use_multiple_sdk_containers" not in mps["experiments"]
@@ -148,6 +148,12 @@ def test_correct_flags_are_accepted() -> None:
         ),
         ({"streaming_mode": "exactly_once"}, {}, "--streaming_mode applies to streaming pipelines"),
         ({"gpu_sharing": "mps"}, {}, "--gpu_sharing needs a GPU"),
+        (
+            {"accelerator": "nvidia-tesla-t4:2", "gpu_sharing": "mps"},
+            {},
+            "--gpu_sharing mps needs workers with one GPU, got 2 GPUs: use one GPU, or "
+            "--gpu_sharing one_process, which uses all of them",
+        ),
         (
             {"accelerator": "nvidia-l4"},
             {},

@@ -261,6 +261,12 @@ def _check_workers(flags: Mapping[str, Any]) -> list[str]:
             f"--machine_type {machine} cannot have {kind}: expected a machine type that "
             f"starts with {family}"
         )
+    count = re.search(r";count:(\d+)", accelerator)
+    if MPS in accelerator and count and int(count[1]) > 1:
+        wrong.append(
+            f"--gpu_sharing mps needs workers with one GPU, got {count[1]} GPUs: use one GPU, or "
+            "--gpu_sharing one_process, which uses all of them"
+        )
     if accelerator and MPS in accelerator and ONE_PROCESS in flags["experiments"]:
         wrong.append(f"--experiments {ONE_PROCESS} is the opposite of {MPS}: leave out one of them")
     return wrong
