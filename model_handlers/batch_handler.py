@@ -25,6 +25,8 @@ from model_handlers.trusted_code import TrustedCode
 from model_handlers.without_values import without_cells, without_numbers
 
 NAMESPACE = "millrace"
+# The key of the precision that a worker has chosen, in the metadata of the column `outputs`.
+PRECISION = "precision"
 M = TypeVar("M")
 
 
@@ -100,6 +102,10 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
         """
         return self.predict(model, arrays, sum(batch.num_rows for batch in batches))
 
+    def outputs_metadata(self, model: M) -> Mapping[str, str] | None:
+        """Return what the field of the column `outputs` says about the model; usually nothing."""
+        return None
+
     def run_inference(
         self,
         batch: Sequence[pa.RecordBatch],
@@ -121,11 +127,12 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
         rows = sum(part.num_rows for part in batch)
         outputs, error = self.answer(model, batch, arrays)
         self._rows_inferred.inc(rows)
+        field = pa.field(OUTPUTS, outputs.type, metadata=self.outputs_metadata(model))
         results, start = [], 0
         for part in batch:
             answer = outputs.slice(start, part.num_rows)
             failed = error.slice(start, part.num_rows)
-            results.append(part.append_column(OUTPUTS, answer).append_column(ERROR, failed))
+            results.append(part.append_column(field, answer).append_column(ERROR, failed))
             start += part.num_rows
         return results
 

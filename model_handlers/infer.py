@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 import torch
 
+from model_handlers.devices.pass_size import PassSize
 from model_handlers.formats.load import load_module, sniff
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
@@ -67,7 +68,7 @@ def infer_manifest(
             manifest=manifest,
             outputs=outputs,
             device=torch.device("cpu"),
-            batch_rows=MADE_UP_ROWS,
+            size=PassSize(MADE_UP_ROWS),
         )
         check_made_up_rows(model)
     return manifest

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,12 @@ from common.errors import (
     ContractBroken,
     DeviceError,
     MissingDevice,
-    UsageError,
     class_name,
     one_line,
 )
-from common.memory import is_of_memory
+from model_handlers.devices.lanes import Host, Runner
+from model_handlers.devices.pass_size import Arrays, PassSize, in_passes, is_out_of_memory
+from model_handlers.devices.precision import AUTOCAST, Precision
 from model_handlers.isolate import NotTried
 from model_handlers.manifest import Manifest, OutputSpec
 from model_handlers.preparation import Preparation
@@ -52,41 +52,8 @@ _LACKS = re.compile(
     r"|with arguments from the '\w+' backend|Expected all tensors to be on the same device"
     r"|[Cc]annot access accelerator device|find engine for operation|needs the cpu support"
 )
-# A tensor in Arrow's memory is only given to models that do not write into their inputs.
-warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
 # The guard of a .pt2 whose batch dimension has a maximum.
 _MOST_ROWS = re.compile(r"Guard failed: .*\.size\(\)\[0\] <= (\d+)")
-# Half precision keeps 8 (bf16) to 11 (fp16) bits, so known-good rows are compared less strictly.
-_HALF_TOLERANCE = 5e-2
-
-
-def check_device(device: str) -> str:
-    """Return the name of a device. Raise UsageError unless it is auto, cpu, cuda or cuda:N."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    return device
-
-
-def resolve_device(device: str) -> torch.device:
-    """Return the device of this worker that a checked name stands for.
-
-    Args:
-        device: A name that `check_device` accepts; `auto` is the GPU if the worker has one.
-
-    Raises:
-        DeviceError: This worker does not have the device.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    resolved = torch.device(device)
-    count = torch.cuda.device_count() if resolved.type == "cuda" else 0
-    if resolved.type == "cuda" and (resolved.index or 0) >= count:
-        raise DeviceError(
-            f"device {device} is not available: this worker has {count} CUDA "
-            f"device{'' if count == 1 else 's'}; use --device auto or cpu, or workers with a GPU "
-            "and its driver"
-        )
-    return resolved
 
 
 @dataclass(eq=False, kw_only=True)
@@ -96,27 +63,33 @@ class LoadedModel:
     Attributes:
         module: The model in eval mode, on the device.
         outputs: The outputs that `forward` returns, in this order.
-        batch_rows: The maximum number of rows in a forward pass; lowered when memory runs out.
-        autocast: The dtype of torch.autocast, or None to compute in the model's own dtype.
+        size: The maximum number of rows in a forward pass; lowered while memory is short.
+        precision: The numeric precision; bf16 and fp16 use torch.autocast.
+        slack: The least tolerance for answers in the precision that the user has chosen.
         preparation: The steps of the manifest, if it has any.
-        copies: Whether the inputs are copied, because the module may write into them. They are in
-            Arrow's memory, which nothing may change.
+        runner: Takes the inputs to the device and the outputs back. It may write into the inputs
+            only after it has copied them: they are in Arrow's memory, which nothing may change.
     """
 
     module: Callable[..., Any]
     manifest: Manifest
     outputs: tuple[OutputSpec, ...]
     device: torch.device
-    batch_rows: int
-    autocast: torch.dtype | None = None
+    size: PassSize
+    precision: Precision = "float32"
+    slack: float = 0.0
     preparation: Preparation | None = None
-    copies: bool = True
+    runner: Runner = field(default_factory=Host)
+
+    @property
+    def batch_rows(self) -> int:
+        """The maximum number of rows in the next forward pass."""
+        return self.size.rows
 
     @property
     def tolerance(self) -> Tolerance:
         """How far the answers may differ from the answers of the model when it was packaged."""
-        slack = _HALF_TOLERANCE if self.autocast is not None else 0.0
-        return self.manifest.tolerance.at_least(slack)
+        return self.manifest.tolerance.at_least(self.slack)
 
     def forward(self, inputs: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
         """Run the model on a range of rows.
@@ -138,11 +111,15 @@ class LoadedModel:
             MemoryError: There is not enough memory for a single row.
             Exception: Any exception that the model itself raises.
         """
+        return in_passes(lambda part: self._attempt(inputs, part), rows, self.size)
+
+    def _attempt(self, inputs: Sequence[np.ndarray], rows: slice) -> Arrays | None:
+        """Run the model on rows; return None if they are too many, and make the size smaller."""
         count = rows.stop - rows.start
         try:
             return self._forward([array[rows] for array in inputs], count)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 check_device_works(error)
                 raise
             if count <= 1:
@@ -150,12 +127,14 @@ class LoadedModel:
                     f"this worker has too little memory for one row: {describe_error(error)}"
                 ) from error
             Metrics.counter("millrace", "out_of_memory_halvings").inc()
-            most = count // 2
+            self.size.shrink(count // 2)
         except AssertionError as error:
             check_device_works(error)
-            most = self._most_rows(error, count)
-        # This call is outside the except block: a traceback would keep the tensors in memory.
-        return self._in_smaller_passes(inputs, rows, most)
+            self.size.limit(self._most_rows(error, count))
+        # This is outside the except block: a traceback would keep the tensors in memory.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
     def _most_rows(self, error: AssertionError, count: int) -> int:
         """Return how many rows a model accepts at once that refused `count`, or raise the error.
@@ -172,46 +151,31 @@ class LoadedModel:
             f"{guard_advice(error)}"
         ) from error
 
-    def _in_smaller_passes(
-        self, inputs: Sequence[np.ndarray], rows: slice, most: int
-    ) -> list[np.ndarray]:
-        """Run the rows in passes of at most `most` rows, now and in later calls."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.batch_rows = min(self.batch_rows, most)
-        parts, start = [], rows.start
-        while start < rows.stop:
-            # batch_rows may have become smaller, because a part had to be halved again.
-            stop = min(start + self.batch_rows, rows.stop)
-            parts.append(self.forward(inputs, slice(start, stop)))
-            start = stop
-        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-
-    def _forward(self, inputs: list[np.ndarray], rows: int) -> list[np.ndarray]:
+    def _forward(self, inputs: Arrays, rows: int) -> Arrays:
+        arrays = [
+            array.reshape(rows, *spec.shape)
+            for array, spec in zip(inputs, self.manifest.inputs, strict=True)
+        ]
         # Entering autocast costs as much as a small batch, so it is entered only when needed.
-        lower = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+        dtype = AUTOCAST.get(self.precision)
+        lower = torch.autocast(self.device.type, dtype) if dtype else nullcontext()
         with torch.inference_mode(), lower:
-            tensors = [
-                self._tensor(array.reshape(rows, *spec.shape))
-                for array, spec in zip(inputs, self.manifest.inputs, strict=True)
-            ]
-            named = name_outputs(self.module(*tensors), self.manifest)
-            return [self._to_host(named, spec, rows) for spec in self.outputs]
+            return self.runner.run(lambda tensors: self._compute(tensors, rows), arrays)
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        """Return an array as a tensor on the device, which the model may change if it copies."""
-        # NumPy copies in a third of the time of torch.tensor.
-        return torch.from_numpy(array.copy() if self.copies else array).to(self.device)
+    def _compute(self, tensors: list[torch.Tensor], rows: int) -> list[torch.Tensor]:
+        """Return the tensors of the outputs, after checking them against the manifest."""
+        named = name_outputs(self.module(*tensors), self.manifest)
+        return [self._output(named, spec, rows) for spec in self.outputs]
 
-    def _to_host(self, named: Mapping[str, Any], spec: OutputSpec, rows: int) -> np.ndarray:
-        """Return the array of an output, after checking it against the manifest."""
+    def _output(self, named: Mapping[str, Any], spec: OutputSpec, rows: int) -> torch.Tensor:
+        """Return the tensor of an output, after checking it against the manifest."""
         tensor = named.get(spec.name)
         if not isinstance(tensor, torch.Tensor):
             raise ContractBroken(
                 f"model {self.manifest.name}: expected an output tensor {spec.name!r}, "
                 f"got {type(tensor).__name__}; the model returned {list(named)}"
             )
-        if tensor.dtype == self.autocast and spec.dtype.startswith("float"):
+        if tensor.dtype == AUTOCAST.get(self.precision) and spec.dtype.startswith("float"):
             tensor = tensor.to(getattr(torch, spec.dtype))
         expected = (rows, *spec.shape)
         # A model that ends in squeeze() drops the batch dimension of a batch of one row. One that
@@ -225,15 +189,7 @@ class LoadedModel:
                 f"{spec.dtype} {list(expected)}, got "
                 f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
             )
-        array: np.ndarray = tensor.numpy(force=True)
-        return array
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Return whether the GPU or the host ran out of memory."""
-    if isinstance(error, torch.OutOfMemoryError) or is_of_memory(error):
-        return True
-    return "ALLOC_FAILED" in str(error)
+        return tensor
 
 
 def guard_advice(error: BaseException) -> str:

@@ -33,6 +33,17 @@ class Tolerance:
         """Return whether each pair of values agrees; NaN agrees with NaN, and inf with inf."""
         return np.isclose(got, expected, self.rtol, self.atol, equal_nan=True)
 
+    def share(self, got: npt.ArrayLike, expected: npt.ArrayLike) -> float:
+        """Return the largest difference as a share of what is allowed: at most 1 if all agree.
+
+        It is infinity if values agree in no tolerance, such as NaN and a number.
+        """
+        a, b = (np.asarray(values, np.float64) for values in (got, expected))
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            found = np.abs(a - b) / (self.atol + self.rtol * np.abs(b))
+        found[(a == b) | (np.isnan(a) & np.isnan(b))] = 0
+        return float(np.nan_to_num(found, nan=np.inf, posinf=np.inf).max(initial=0))
+
     def __str__(self) -> str:
         return f"rtol {self.rtol:g}, atol {self.atol:g}"
 

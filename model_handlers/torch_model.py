@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,27 +14,25 @@ import torch
 from common.errors import DigestMismatch, UsageError
 from common.memory import keep_freed_memory
 from common.record_batch import BATCH_BYTES, BATCH_ROWS, row_bytes
-from model_handlers.batch_handler import BatchHandler, error_column, outputs_column
+from model_handlers.batch_handler import PRECISION, BatchHandler, error_column, outputs_column
+from model_handlers.choose_precision import AUTO, choose_precision, in_precision
+from model_handlers.devices.find import check_device, find_devices
+from model_handlers.devices.lanes import Replicas, runner_on
+from model_handlers.devices.pass_size import FEW, PassSize, gpu_memory, rows_that_fit
+from model_handlers.devices.precision import PRECISIONS, SLACK, Precision
 from model_handlers.formats.load import load_module
-from model_handlers.loaded_model import (
-    LoadedModel,
-    check_device,
-    describe_error,
-    resolve_device,
-)
+from model_handlers.loaded_model import LoadedModel, describe_error
 from model_handlers.manifest import Manifest
 from model_handlers.model_errors import as_model_error
 from model_handlers.preparation import Preparation
 from model_handlers.prune import keep_outputs
-from model_handlers.read_package import read_package
+from model_handlers.read_package import ModelPackage, read_package
 from model_handlers.run_model import run_model
 from model_handlers.trusted_code import TrustedCode, check_trusted, steps_context
 from model_handlers.try_rows import check_golden_rows, check_model
 from model_handlers.writes import may_write_inputs
 
-Precision = Literal["float32", "bf16", "fp16"]
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+logger = logging.getLogger("millrace")
 
 
 def predict_columns(
@@ -60,6 +59,21 @@ def predict_columns(
     )
 
 
+def _fit(model: LoadedModel, devices: Sequence[torch.device], arrays: Sequence[np.ndarray]) -> None:
+    """Limit the rows of a pass to those for which the GPUs have memory, by passes of some rows."""
+    free = 0
+
+    def peak(rows: int) -> int:
+        nonlocal free
+        inputs = [np.resize(array, (rows, *array.shape[1:])) for array in arrays]
+        used, free = gpu_memory(devices, lambda: model.forward(inputs, slice(0, rows)))
+        return used
+
+    most = model.size.rows
+    peak(min(FEW, most))
+    model.size.limit(rows_that_fit(peak, free, most))
+
+
 def _input_bytes(manifest: Manifest) -> int:
     """Return how many bytes the inputs of one row have, at least 1."""
     return max(sum(row_bytes(spec.arrow_type) for spec in manifest.inputs), 1)
@@ -74,12 +88,15 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
             package that has a different digest.
         outputs: The names of the outputs to return; all by default.
         device: auto, cpu, cuda or cuda:N.
-        precision: float32, or bf16 or fp16 with torch.autocast.
+        precision: float32, tf32, or bf16 or fp16 with torch.autocast; or auto, the fastest one with
+            which the model answers its known-good rows within the tolerance of the manifest.
         compile: Whether to use torch.compile; not possible for TorchScript.
         batch_rows: The maximum number of rows in a forward pass.
         batch_bytes: The maximum number of bytes of a batch, and of the inputs of a forward pass of
             several rows.
         threads: The number of torch's intra-op threads per process.
+        every_gpu: Whether `auto` and `cuda` use every GPU of the worker, each with a copy of the
+            model, and not only the first one.
         trusted_modules: The top-level modules that the package may import; none by default.
 
     Raises:
@@ -94,26 +111,28 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
         *,
         outputs: Sequence[str] | None = None,
         device: str = "auto",
-        precision: Precision = "float32",
+        precision: str = "float32",
         compile: bool = False,
         batch_rows: int = BATCH_ROWS,
         batch_bytes: int = BATCH_BYTES,
         threads: int = 1,
+        every_gpu: bool = True,
         trusted_modules: Sequence[str] = (),
     ) -> None:
         super().__init__(manifest, outputs, batch_rows, batch_bytes)
         check_trusted(manifest, trusted_modules)
         if threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}")
-        if precision != "float32" and precision not in _AUTOCAST:
-            raise UsageError(f"precision must be float32, bf16 or fp16, got {precision!r}")
+        if precision not in (*PRECISIONS, AUTO):
+            names = f"{', '.join(PRECISIONS)} or {AUTO}"
+            raise UsageError(f"precision must be {names}, got {precision!r}")
         if compile and manifest.format == "torchscript":
             raise UsageError("compile is not possible for a TorchScript model; use a .pt2")
         self.package = self.model = model
         self.device = check_device(device)
         self.precision = precision
         self.compile = compile
-        self.threads = threads
+        self.threads, self.every_gpu = threads, every_gpu
         self.code = TrustedCode.of_package(trusted_modules, model)
 
     def load_model(self) -> LoadedModel:
@@ -125,6 +144,37 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
             DeviceError: The worker does not have the device.
         """
         keep_freed_memory()
+        package, manifest = self._read()
+        torch.set_num_threads(self.threads)
+        devices = find_devices(self.device)
+        if not self.every_gpu:
+            devices = devices[:1]
+        modules = {device: self._module(package.data, device) for device in devices}
+        first = modules[devices[0]]
+        steps = None
+        if manifest.has_steps or manifest.fields:
+            steps = Preparation(manifest, steps_context(package.files, self.code))
+        model = LoadedModel(
+            module=first if len(modules) == 1 else Replicas(modules),
+            manifest=manifest,
+            preparation=steps,
+            outputs=tuple(self.manifest.output(name) for name in self.outputs),
+            device=devices[0],
+            runner=runner_on(devices, copies=may_write_inputs(first)),
+            size=PassSize(min(self.batch_rows, max(self.batch_bytes // _input_bytes(manifest), 1))),
+        )
+        model = self._in_precision(model)
+        rows = check_model(model)
+        if self.compile:
+            model.module = Replicas({d: torch.compile(m, dynamic=True) for d, m in modules.items()})
+            if manifest.golden is not None:
+                check_golden_rows(model, manifest.golden)
+        if model.device.type == "cuda":
+            _fit(model, devices, rows)
+        return model
+
+    def _read(self) -> tuple[ModelPackage, Manifest]:
+        """Return the package, and the manifest with the known-good rows that the package has."""
         package = read_package(self.model)
         if package.digest != self.manifest.digest:
             raise DigestMismatch(
@@ -132,37 +182,32 @@ class TorchModelHandler(BatchHandler[LoadedModel]):
                 f"that the run started with, got {package.digest}: the package was changed; start "
                 "again, or restore the package"
             )
-        manifest = self.manifest
-        if package.manifest is not None:
-            manifest = replace(manifest, golden=package.manifest.golden)
-        torch.set_num_threads(self.threads)
-        device = resolve_device(self.device)
+        if package.manifest is None:
+            return package, self.manifest
+        return package, replace(self.manifest, golden=package.manifest.golden)
+
+    def _module(self, data: bytes, device: torch.device) -> Any:
+        """Return the module on a device, with the outputs that are needed."""
         # The module is moved to its device before it is pruned, because freezing a script turns
         # its weights into constants.
-        whole = load_module(package.data, self.manifest, device, self.code)
+        whole = load_module(data, self.manifest, device, self.code)
         with as_model_error(
             f"model {self.manifest.name} does not have the outputs of its manifest"
         ):
-            module: Any = keep_outputs(whole, self.manifest, self.outputs)
-        steps = None
-        if manifest.has_steps or manifest.fields:
-            steps = Preparation(manifest, steps_context(package.files, self.code))
-        model = LoadedModel(
-            module=module,
-            manifest=manifest,
-            preparation=steps,
-            outputs=tuple(self.manifest.output(name) for name in self.outputs),
-            device=device,
-            copies=device.type == "cpu" and may_write_inputs(module),
-            batch_rows=min(self.batch_rows, max(self.batch_bytes // _input_bytes(manifest), 1)),
-            autocast=_AUTOCAST.get(self.precision),
-        )
-        check_model(model)
-        if self.compile:
-            model.module = torch.compile(module, dynamic=True)
-            if manifest.golden is not None:
-                check_golden_rows(model, manifest.golden)
+            return keep_outputs(whole, self.manifest, self.outputs)
+
+    def _in_precision(self, model: LoadedModel) -> LoadedModel:
+        """Return the model in the precision that was requested, or in the fastest that fits."""
+        if self.precision != AUTO:
+            chosen = cast(Precision, self.precision)
+            return replace(in_precision(model, chosen), slack=SLACK.get(chosen, 0.0))
+        model, why = choose_precision(model)
+        logger.info("%s", why)
         return model
+
+    def outputs_metadata(self, model: LoadedModel) -> Mapping[str, str] | None:
+        """Return the precision, if the worker has chosen it."""
+        return {PRECISION: model.precision} if self.precision == AUTO else None
 
     def predict(
         self, model: LoadedModel, arrays: Sequence[np.ndarray], rows: int

@@ -31,7 +31,7 @@ Arrays = Sequence[np.ndarray]
 _Difference = tuple[float, str]
 
 
-def check_model(model: LoadedModel) -> None:
+def check_model(model: LoadedModel) -> Arrays:
     """Check that a model that was just loaded does what its manifest says.
 
     The model must answer its known-good rows as expected, all in one batch and one of them alone. A
@@ -39,6 +39,9 @@ def check_model(model: LoadedModel) -> None:
 
     Args:
         model: The loaded model.
+
+    Returns:
+        The rows, one array per input.
 
     Raises:
         ContractBroken: The model does not do what its manifest says.
@@ -51,6 +54,7 @@ def check_model(model: LoadedModel) -> None:
     # The row with the smallest values: if rows influence each other, it changes the most.
     sizes = sum(np.abs(array.reshape(len(array), -1).astype(np.float64)).sum(1) for array in arrays)
     _refuse(model, _alone(model, arrays, answers, [int(np.argmin(sizes))]))
+    return arrays
 
 
 def check_golden_rows(model: LoadedModel, golden: GoldenRows) -> tuple[Arrays, Arrays]:

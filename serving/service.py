@@ -117,9 +117,11 @@ def _load_model(
         manifest,
         outputs=outputs,
         device=settings.device,
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision=settings.precision,
         batch_rows=settings.max_batch_rows,
         threads=settings.threads,
+        # The server runs one pass at a time.
+        every_gpu=False,
         trusted_modules=settings.trusted_modules,
     )
     model = handler.load_model()

@@ -172,7 +172,7 @@ def test_parameters_are_checked_against_the_template() -> None:
     message = check("batch_local", {"mode": "m", "precision": "int8", "batch_rows": "0"})
     assert "the template has no parameter --mode (did you mean 'model" in message
     assert "--model is missing: Model package" in message
-    assert "--precision must be one of float32, bf16, fp16, got int8" in message
+    assert "--precision must be one of float32, tf32, bf16, fp16, auto, got int8" in message
     assert "--batch_rows 0 is invalid for the template: Maximum number of rows" in message
 
 

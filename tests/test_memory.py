@@ -19,6 +19,7 @@ from google.api_core import exceptions
 from cloud.errors import translate_errors
 from common.errors import InputError, OutOfMemory
 from common.memory import ADVICE, is_of_memory
+from model_handlers.devices.pass_size import PassSize
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.model_errors import as_model_error
 from model_handlers.package import main as package_main
@@ -200,7 +201,7 @@ def test_a_row_is_not_blamed_for_lack_of_memory(
         manifest=manifest,
         outputs=manifest.outputs,
         device=torch.device("cpu"),
-        batch_rows=4,
+        size=PassSize(4),
     )
     with pytest.raises(MemoryError, match="this worker has too little memory for one row"):
         run_model(model, [np.zeros((4, 3), np.float32)], 4)

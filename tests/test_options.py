@@ -281,7 +281,10 @@ def test_a_wrong_value_is_a_usage_error_that_names_the_flag(argv: tuple[str, ...
             ("--max_dead_letter_share", "2"),
             "--max_dead_letter_share must be a number from 0 to 1, got 2",
         ),
-        (("--precision", "fp8"), "--precision must be one of float32, bf16, fp16, got fp8"),
+        (
+            ("--precision", "fp8"),
+            "--precision must be one of float32, tf32, bf16, fp16, auto, got fp8",
+        ),
         (("--device", "gpu"), "--device must be auto, cpu, cuda or cuda:N, got gpu"),
     ],
     ids=str,

@@ -20,6 +20,7 @@ from common.record_batch import OUTPUTS as OUTPUTS_COLUMN
 from common.record_batch import to_rows
 from examples.transactions.data import FEATURES
 from examples.transactions.model import OUTPUTS
+from model_handlers.devices.pass_size import PassSize
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import read_manifest
@@ -435,8 +436,8 @@ def test_a_request_that_exhausts_memory_gets_503_and_the_next_one_is_answered(
 
     model = served.server.service._chosen.model
     with monkeypatch.context() as patched:
-        # The model halves batch_rows when memory runs out, and other tests use the same server.
-        patched.setattr(model, "batch_rows", model.batch_rows)
+        # A pass gets smaller when memory runs out, and other tests use the same server.
+        patched.setattr(model, "size", PassSize(model.batch_rows))
         if where == "model":
             patched.setattr(LoadedModel, "_forward", broken)
         else:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DeviceError
+from model_handlers.devices.pass_size import PassSize
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.run_model import Answer, run_model
@@ -40,7 +41,7 @@ def model(make_manifest: Make) -> LoadedModel:
         manifest=manifest,
         outputs=manifest.outputs,
         device=torch.device("cpu"),
-        batch_rows=16,
+        size=PassSize(16),
     )
 
 

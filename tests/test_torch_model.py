@@ -34,7 +34,9 @@ from common.errors import (
 )
 from common.record_batch import ERROR, INPUTS, OUTPUTS, concat_batches, struct_columns
 from model_handlers import torch_model
-from model_handlers.loaded_model import LoadedModel, check_device, describe_error, resolve_device
+from model_handlers.devices.find import check_device, find_devices
+from model_handlers.devices.pass_size import PassSize
+from model_handlers.loaded_model import LoadedModel, describe_error
 from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.write_package import write_package
 
@@ -273,10 +275,10 @@ def test_answers_do_not_depend_on_batches(package: Package, kind: str) -> None:
     @given(slicings(), st.integers(1, 70))
     def check(sizes: list[int], batch_rows: int) -> None:
         whole = features(rows_of(sum(sizes)))
-        model.batch_rows = 10_000
+        model.size = PassSize(10_000)
         expected = infer(handler, model, whole)
         starts = np.cumsum([0, *sizes])
-        model.batch_rows = batch_rows
+        model.size = PassSize(batch_rows)
         answer = infer(handler, model, *map(whole.slice, starts[:-1].tolist(), sizes))
         assert answer.column("row_id").equals(expected.column("row_id"))
         assert answer.column(ERROR).null_count == sum(sizes)
@@ -884,8 +886,8 @@ def test_a_missing_device_is_refused_on_the_worker(package: Package) -> None:
 
 def test_auto_uses_the_gpu_if_there_is_one() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert resolve_device("auto").type == expected
-    assert resolve_device("cpu").type == "cpu"
+    assert {device.type for device in find_devices("auto")} == {expected}
+    assert find_devices("cpu") == (torch.device("cpu"),)
 
 
 @pytest.mark.parametrize(
@@ -894,7 +896,7 @@ def test_auto_uses_the_gpu_if_there_is_one() -> None:
         ({"batch_rows": 0}, r"must be at least 1, got 0 and \d+"),
         ({"batch_bytes": 0}, r"must be at least 1, got \d+ and 0"),
         ({"threads": 0}, "must be at least 1, got 0"),
-        ({"precision": "int8"}, "precision must be float32, bf16 or fp16, got 'int8'"),
+        ({"precision": "int8"}, "precision must be float32, tf32, bf16, fp16 or auto, got 'int8'"),
         ({"compile": True}, "compile is not possible for a TorchScript model; use a .pt2"),
     ],
 )

@@ -20,6 +20,7 @@ from serving_client import running
 from torch import Tensor, nn
 
 from common.errors import ContractBroken
+from model_handlers.devices.pass_size import PassSize
 from model_handlers.infer import infer_manifest
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
@@ -396,7 +397,7 @@ def test_rows_are_run_again_alone_and_among_others() -> None:
         manifest=manifest,
         outputs=manifest.outputs,
         device=torch.device("cpu"),
-        batch_rows=8,
+        size=PassSize(8),
     )
     rows = [rows_of(4)]
     answers = model.forward(rows, slice(0, 4))

@@ -100,7 +100,8 @@ def _with_fields(
     whole = pa.StructArray.from_arrays(
         [*outputs.values(), *fields.values()], names=[*outputs, *fields]
     )
-    return batch.set_column(batch.schema.get_field_index(OUTPUTS), OUTPUTS, whole), refused
+    field = batch.schema.field(OUTPUTS).with_type(whole.type)
+    return batch.set_column(batch.schema.get_field_index(OUTPUTS), field, whole), refused
 
 
 class _SplitDoFn(beam.DoFn):

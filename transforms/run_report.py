@@ -17,6 +17,8 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 
 from common.errors import BalanceError
+from common.record_batch import OUTPUTS
+from model_handlers.batch_handler import PRECISION
 from transforms.accounts import Count, check_source
 from transforms.bigquery.query_table import QueryTable
 from transforms.decisions import report_decisions
@@ -38,6 +40,21 @@ class CountRows(beam.PTransform):
         """Apply one Map, which only reads the length of the batches."""
         key = (self.stage,)
         return batches | "Count" >> beam.Map(lambda batch: (key, batch.num_rows))
+
+
+@dataclass
+class CountPrecision(beam.PTransform):
+    """A transform from predicted batches to one count per batch and precision of its worker."""
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Count]:
+        """Apply one FlatMap, which only reads the schema and the length of the batches."""
+        return batches | "Count" >> beam.FlatMap(_count_precision)
+
+
+def _count_precision(batch: pa.RecordBatch) -> Iterator[Count]:
+    said = batch.schema.field(OUTPUTS).metadata or {}
+    if (precision := said.get(PRECISION.encode())) is not None:
+        yield (PRECISION, precision.decode()), batch.num_rows
 
 
 @dataclass
@@ -169,6 +186,8 @@ class CommitRun(beam.PTransform):
         facts = {**self.facts, "scores": as_report(merge(scores))}
         if self.decisions:
             facts["decisions"] = report_decisions(sums, self.decisions)
+        if precisions := {key[1]: n for key, n in sums.items() if key[0] == PRECISION}:
+            facts["precision"] = precisions
         report = build_report(sums, files, self.destinations, facts)
 
         def finished(listing: Mapping[str, Any]) -> bytes:

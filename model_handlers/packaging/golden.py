@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common.errors import ContractBroken, InputError
+from model_handlers.devices.pass_size import PassSize
 from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe_error
 from model_handlers.manifest import GoldenRows, Manifest
@@ -83,7 +84,7 @@ def record_rows(
         manifest=manifest,
         outputs=manifest.outputs,
         device=torch.device("cpu"),
-        batch_rows=len(arrays[0]),
+        size=PassSize(len(arrays[0])),
         preparation=preparation,
     )
     answers = _finite_answers(model, arrays)

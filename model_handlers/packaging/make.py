@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from common.errors import InputError
+from model_handlers.devices.pass_size import PassSize
 from model_handlers.formats.load import load_module, sniff
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.manifest import (
@@ -200,7 +201,7 @@ def _try_made_up(module: torch.nn.Module, manifest: Manifest, preparation: Prepa
             manifest=manifest,
             outputs=manifest.outputs,
             device=torch.device("cpu"),
-            batch_rows=MADE_UP_ROWS,
+            size=PassSize(MADE_UP_ROWS),
             preparation=preparation,
         )
     )

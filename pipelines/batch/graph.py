@@ -11,6 +11,7 @@ import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler
 
 from cloud.clients import Cloud
+from model_handlers.choose_precision import AUTO
 from model_handlers.manifest import Manifest
 from pipelines.batch.progress import ShowProgress
 from transforms.bigquery.destination import TableDestination
@@ -24,7 +25,7 @@ from transforms.files.stage import StageFiles
 from transforms.messages.publish import PublishBatches
 from transforms.predict import Predict
 from transforms.provenance import Provenance
-from transforms.run_report import CommitRun, CountFailures, CountRows
+from transforms.run_report import CommitRun, CountFailures, CountPrecision, CountRows
 from transforms.score_figures import DescribeScores
 from transforms.spread import SpreadBatches
 
@@ -98,12 +99,16 @@ class ScoreRows(beam.PTransform):
 
         decisions = self.fields.decisions(self.manifest)
         decided = (rows | "Decisions" >> CountDecisions(decisions),) if decisions else ()
+        # A worker that chooses the precision says so in the batches that it scores.
+        chosen = getattr(self.handler, "precision", None) == AUTO
+        precisions = (predicted.good | "Precisions" >> CountPrecision(),) if chosen else ()
         counts = (
             read.good | "CountRead" >> CountRows("read"),
             rows | "CountScored" >> CountRows("scored"),
             failures | "CountFailed" >> CountFailures(),
             read.counts,
             *decided,
+            *precisions,
         ) | "Counts" >> beam.Flatten()
         score = self.fields.score_column
         scores = () if score is None else (rows | "Scores" >> DescribeScores(score),)

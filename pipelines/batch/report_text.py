@@ -32,6 +32,7 @@ def run_facts(report: Mapping[str, Any], seconds: float) -> list[tuple[str, str]
         ("run", f"{report['run_id']}  ({report['pipeline']})"),
         ("model", f"{model['name']} {model['version']}  digest {model['digest']}"),
         *(("prepared", f"at the {place}") for place in [report.get("prepared_at")] if place),
+        *(("precision", text) for text in _precisions(report.get("precision", {}))),
         ("score", _score(report)),
         *(("thresholds", text) for text in _thresholds(report.get("thresholds", {}))),
         ("rows in", f"{rows_in:>12,}{'' if rows_in else NO_ROWS}"),
@@ -64,6 +65,13 @@ def _score(report: Mapping[str, Any]) -> str:
         return str(name)
     mean, std, least, most = (f"{scores[key]:.4g}" for key in ("mean", "std", "min", "max"))
     return f"{name}  mean {mean}, std {std}, from {least} to {most}"
+
+
+def _precisions(rows: Mapping[str, int]) -> list[str]:
+    """Return the precisions that workers have chosen, with their rows if there are several."""
+    if len(rows) < 2:
+        return [*rows]
+    return [", ".join(f"{name} for {count:,} rows" for name, count in sorted(rows.items()))]
 
 
 def _thresholds(thresholds: Mapping[str, Any]) -> list[str]:
