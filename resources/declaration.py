@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 
 import pyarrow as pa
 
+from cloud.owner import QUERY_DATASETS
 from model_handlers.manifest import Manifest
 from resources.config import PIPELINES, Config
 from transforms.bigquery.schema import table_fields, type_name
@@ -146,20 +147,7 @@ def _all(
         "bucket", config.bucket, properties=place, needs=(("service", "storage.googleapis.com"),)
     )
     yield from _files(config, model_digest)
-    name = f"{config.project}.{config.dataset}"
-    dataset = Resource(
-        "dataset", name, properties=place, needs=(("service", "bigquery.googleapis.com"),)
-    )
-    yield dataset
-    yield from _results(config, dataset, manifest)
-    rows = {} if example_rows is None else {"example rows": str(example_rows)}
-    yield Resource(
-        "table",
-        f"{name}.{config.source_table}",
-        properties=rows,
-        needs=(dataset.key,),
-        on_demand=example_rows is None,
-    )
+    yield from _datasets(config, example_rows, manifest)
     yield from _messages(config)
     model = f"projects/{config.project}/locations/{config.region}/models/{config.prefix}"
     vertex = (("service", "aiplatform.googleapis.com"),)
@@ -185,6 +173,27 @@ def _files(config: Config, model_digest: str | None) -> Iterator[Resource]:
             "model", f"{folder}current.json", properties={"digest": model_digest}, needs=bucket
         )
     yield Resource("files", folder, properties={}, needs=bucket, on_demand=True)
+
+
+def _datasets(
+    config: Config, example_rows: int | None, manifest: Manifest | None
+) -> Iterator[Resource]:
+    """Yield the dataset and its tables, and the datasets that runs create for query results."""
+    name = f"{config.project}.{config.dataset}"
+    place, needs = {"location": config.location.lower()}, (("service", "bigquery.googleapis.com"),)
+    dataset = Resource("dataset", name, properties=place, needs=needs)
+    yield dataset
+    yield from _results(config, dataset, manifest)
+    rows = {} if example_rows is None else {"example rows": str(example_rows)}
+    yield Resource(
+        "table",
+        f"{name}.{config.source_table}",
+        properties=rows,
+        needs=(dataset.key,),
+        on_demand=example_rows is None,
+    )
+    queries = f"{config.project}.{QUERY_DATASETS}*"
+    yield Resource("query_dataset", queries, needs=needs, pipelines=BATCH, on_demand=True)
 
 
 def _results(config: Config, dataset: Resource, manifest: Manifest | None) -> Iterator[Resource]:

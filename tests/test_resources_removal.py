@@ -24,6 +24,7 @@ from resources.jobs import PipelineJob
 from resources.kinds.base import Found
 from resources.kinds.names import REMOVABLE
 from resources.stopping import belongs
+from transforms.bigquery.query_table import QueryTable
 
 CONFIRMED = ("cleanup", "--yes", "--project_confirm", PROJECT)
 PLACE = f"projects/{PROJECT}"
@@ -87,6 +88,42 @@ def test_resources_that_setup_did_not_create_are_kept(make_world: Callable[..., 
     assert "0 removed or ended, 7 kept, 0 failed" in out
     assert there(world) == before
     bigquery.delete_dataset(f"{PROJECT}.theirs", delete_contents=True)
+
+
+def test_datasets_of_query_results_are_removed_once_they_hold_no_table(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world("queries", ("batch_local",))
+    client, kind = world.cloud.bigquery(), ("--kinds", "query_dataset")
+    assert "not created" in world.fine("status", *kind)
+    results = [QueryTable.of(world.cloud, None, place, "a") for place in ("US", "europe-west1")]
+    for result in results:
+        result.prepare()
+    # Setup does not create them, and does not change them either.
+    assert "0 changes" in world.fine("setup", *kind)
+    results[1].create([SchemaField("a", "INTEGER")])
+    found = r"query_dataset +millrace-test\.millrace_queries_\* +"
+    names = "millrace_queries_europe_west1, millrace_queries_us"
+    assert re.search(f"exists +{found}{names}", world.fine("status", *kind))
+    table = f"{PROJECT}.millrace_queries_europe_west1.millrace_query_a"
+    assert re.search(f"keep +{found}it contains {table}, which a run may", world.fine("cleanup"))
+    assert "0 removed or ended, 1 kept, 0 failed" in world.fine("cleanup", "--yes", *kind)
+    assert all(client.get_dataset(result.dataset) for result in results)
+    results[1].discard()
+    assert re.search(f"remove +{found}{names}", world.fine("cleanup"))
+    assert "1 removed or ended, 0 kept, 0 failed" in world.fine("cleanup", "--yes", *kind)
+    assert "nothing to remove" in world.fine("cleanup", *kind)
+    assert not [d for d in client.list_datasets(PROJECT) if "millrace_queries" in d.dataset_id]
+
+
+def test_a_dataset_of_someone_else_with_the_name_of_query_results_is_kept(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world("theirqueries", ("batch_local",))
+    client, name = world.cloud.bigquery(), f"{PROJECT}.millrace_queries_mine"
+    client.create_dataset(Dataset(name))
+    assert "it lacks the label created_by=millrace" in world.fine("cleanup", "--yes")
+    client.delete_dataset(name)
 
 
 FOUND = st.none() | st.builds(

@@ -11,7 +11,7 @@ from google.api_core import exceptions
 
 from common.errors import UsageError
 from resources.declaration import Resource, shown
-from resources.kinds.base import Found, Kept, Kind
+from resources.kinds.base import Found, Kept, Kind, is_ours
 from transforms.bigquery.schema import type_name
 
 if TYPE_CHECKING:
@@ -68,6 +68,47 @@ class Datasets(_Kind):
         for name in self.holds(resource):
             raise Kept(self.held_by(name))
         self.client.delete_dataset(resource.name, retry=self._retry)
+
+
+class QueryDatasets(_Kind):
+    """The datasets of all locations in which runs keep results of queries while they read them.
+
+    Runs create them, whatever the configuration, so a configuration's label does not protect them.
+    They are removed together, when none holds a table: a run may still read it.
+    """
+
+    held: ClassVar = "it contains {}, which a run may still read and which expires within a day"
+
+    def look(self, resource: Resource) -> Found | None:
+        """Return the datasets as one resource, None if there are none."""
+        found = self._found(resource)
+        if not found:
+            return None
+        names = ", ".join(dataset.dataset_id for dataset in found)
+        return Found(ours=all(is_ours(dataset.labels) for dataset in found), details=names)
+
+    def holds(self, resource: Resource) -> tuple[str, ...]:
+        """Return the names of all their tables."""
+        return tuple(
+            f"{table.project}.{table.dataset_id}.{table.table_id}"
+            for dataset in self._found(resource)
+            for table in self.client.list_tables(dataset.reference, retry=self._retry)
+        )
+
+    def delete(self, resource: Resource) -> None:
+        """Delete the datasets, or raise Kept if one of them contains a table."""
+        for name in self.holds(resource):
+            raise Kept(self.held_by(name))
+        for dataset in self._found(resource):
+            self.client.delete_dataset(dataset.reference, not_found_ok=True, retry=self._retry)
+
+    def _found(self, resource: Resource) -> list[Any]:
+        project, _, pattern = resource.name.rpartition(".")
+        return [
+            dataset
+            for dataset in self.client.list_datasets(project, retry=self._retry)
+            if dataset.dataset_id.startswith(pattern.removesuffix("*"))
+        ]
 
 
 class Tables(_Kind):

@@ -11,7 +11,7 @@ from resources.config import Config
 from resources.declaration import IN_USE, Resource, config_label
 from resources.differences import is_absent
 from resources.kinds.base import Found, Kind, resource_errors
-from resources.kinds.bigquery import Datasets, Tables
+from resources.kinds.bigquery import Datasets, QueryDatasets, Tables
 from resources.kinds.project import Accounts, Roles, Services
 from resources.kinds.pubsub import Subscriptions, Topics
 from resources.kinds.registry import RegistryModels
@@ -27,6 +27,7 @@ KINDS: Mapping[str, type[Kind]] = {
     "files": UploadedFiles,
     "dataset": Datasets,
     "table": Tables,
+    "query_dataset": QueryDatasets,
     "topic": Topics,
     "subscription": Subscriptions,
     "registry_model": RegistryModels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 NAMES = (
     *("service", "account", "role", "bucket", "model", "files", "dataset", "table"),
-    *("topic", "subscription", "registry_model"),
+    *("query_dataset", "topic", "subscription", "registry_model"),
 )
 JOB = "job"
 # The kinds that cleanup takes: not APIs, which others may use, and not the model, which is a file.

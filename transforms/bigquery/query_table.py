@@ -15,6 +15,7 @@ from google.cloud import bigquery
 
 from cloud.clients import Cloud
 from cloud.errors import explain, lacks_role, retry, translate_errors
+from cloud.owner import OWNER, QUERY_DATASETS
 from common.errors import InputError, MillraceError
 from transforms.bigquery.write_jobs import RUN_TABLE_LIFETIME
 from transforms.provenance import utc_now
@@ -48,7 +49,7 @@ class QueryTable:
             location: The location of the data that the query reads.
             attempt: The token of the attempt.
         """
-        own = f"millrace_queries_{location.lower().replace('-', '_')}"
+        own = f"{QUERY_DATASETS}{location.lower().replace('-', '_')}"
         name = own if dataset is None else dataset
         return cls(
             cloud=cloud,
@@ -90,6 +91,7 @@ class QueryTable:
     def _create_dataset(self, client: bigquery.Client) -> bigquery.Dataset:
         new = bigquery.Dataset(self.dataset)
         new.location = self.location
+        new.labels = dict(OWNER)
         new.description = "Results of queries while Millrace reads them; its tables expire"
         new.default_table_expiration_ms = int(RUN_TABLE_LIFETIME.total_seconds() * 1000)
         try:
