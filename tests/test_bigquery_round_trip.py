@@ -29,10 +29,8 @@ from transforms.bigquery.schema import TableName, arrow_schema, without_json
 from transforms.bigquery.session import open_session, read_stream
 from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.files.columns import Columns
-from transforms.files.run_folder import SCORES, RunFolder, StagedFile
-from transforms.files.stage import conform_to_files
-from transforms.files.store import create_file
-from transforms.files.writers import open_writer
+from transforms.files.run_folder import SCORES, RunFolder
+from transforms.files.stage import StagedWriter
 from transforms.provenance import Provenance
 
 LARGEST = (1 << 63) - 1
@@ -226,14 +224,10 @@ class RoundTrip:
         )
         destination.prepare()
         files = []
-        for i, batch in enumerate(batches):
-            file_schema = destination.file_schema(batch.schema)
-            path = folder.staged(f"{i}.parquet")
-            with create_file(path) as handle:
-                writer = open_writer(handle, file_schema, destination.output_format)
-                writer.write(conform_to_files(batch, file_schema))
-                writer.close()
-            files.append(StagedFile(destination.name, path, batch.num_rows))
+        for batch in batches:
+            file = StagedWriter(destination, batch.schema)
+            file.write(batch)
+            files.append(file.close())
         destination.commit(files)
 
 

@@ -29,9 +29,8 @@ from transforms.bigquery.write_jobs import run_table
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault, failure_batch
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.files.stage import conform_to_files
-from transforms.files.store import create_file, delete
-from transforms.files.writers import open_writer
+from transforms.files.stage import StagedWriter
+from transforms.files.store import delete
 from transforms.provenance import Provenance
 
 NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
@@ -153,14 +152,10 @@ def scored(destination: TableDestination, *ids: str, at: datetime = NOON) -> pa.
 def stage(destination: TableDestination, *batches: pa.RecordBatch) -> list[StagedFile]:
     """Stage each batch as a file."""
     files = []
-    for i, batch in enumerate(batches):
-        schema = destination.file_schema(batch.schema)
-        path = destination.folder.staged(f"{destination.name}-{i}.parquet")
-        with create_file(path) as handle:
-            writer = open_writer(handle, schema, destination.output_format)
-            writer.write(conform_to_files(batch, schema))
-            writer.close()
-        files.append(StagedFile(destination.name, path, batch.num_rows))
+    for batch in batches:
+        file = StagedWriter(destination, batch.schema)
+        file.write(batch)
+        files.append(file.close())
     return files
 
 

@@ -15,7 +15,7 @@ from common.errors import OutputError
 from transforms.files import stage as write_files
 from transforms.files.destination import FolderDestination
 from transforms.files.run_folder import SCORES, RunFolder, StagedFile
-from transforms.files.stage import StageFiles, conform_to_files
+from transforms.files.stage import StagedWriter, StageFiles, conform_to_files
 from transforms.files.staging import check_writable, discard
 from transforms.files.writers import OutputFormat
 
@@ -117,6 +117,30 @@ def test_conform_casts_or_raises() -> None:
             OutputError, match="rows for the same output have different columns or types"
         ):
             conform_to_files(wrong, schema)
+
+
+class Timed(FolderDestination):
+    """A destination that asks for the times of its files."""
+
+    timed_by = "at"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us", tz="UTC"), pa.timestamp("ms", tz="UTC")])
+def test_a_staged_file_records_its_first_and_last_time_if_the_destination_asks(
+    folder: RunFolder, kind: pa.DataType
+) -> None:
+    first, last = 3_000, 9_000
+    batches = [
+        pa.record_batch({"at": pa.array(times, pa.timestamp("us", tz="UTC")).cast(kind)})
+        for times in ([5_000, last], [], [None], [first])
+    ]
+    found = []
+    for destination in (Timed(SCORES, folder, "parquet"), FolderDestination(SCORES, folder, "csv")):
+        file = StagedWriter(destination, batches[0].schema)
+        for batch in batches:
+            file.write(batch)
+        found.append(file.close().times)
+    assert found == [(first, last), None]
 
 
 class Narrow(FolderDestination):

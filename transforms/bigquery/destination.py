@@ -77,6 +77,11 @@ class TableDestination:
         return "parquet"
 
     @property
+    def timed_by(self) -> str | None:
+        """The time column if no other column identifies the run's rows."""
+        return None if self._keys else self.time_column
+
+    @property
     def place(self) -> str:
         """The full name of the table."""
         return str(self.table)

@@ -8,23 +8,14 @@ another run may have written rows with the same ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-from apache_beam.io.filesystems import FileSystems
-from pyarrow import parquet
-
-from common.errors import OutputError, one_line
-from common.memory import check_memory
 from transforms.files.run_folder import StagedFile
 
 _SPAN, _DIGEST = "millrace_span", "millrace_digest"
 # The value of a label has at most 63 characters; a digest has 64.
 _DIGEST_CHARACTERS = 40
-_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -38,21 +29,11 @@ class Span:
     last: int
 
     @classmethod
-    def of_files(cls, files: Sequence[StagedFile], column: str) -> Span | None:
-        """Return the span of staged Parquet files, from their footers; None if they have no rows.
-
-        Args:
-            files: The staged files.
-            column: The name of their time column.
-
-        Raises:
-            OutputError: A file cannot be read.
-        """
-        paths = [file.path for file in files if file.rows]
-        if not paths:
+    def of_files(cls, files: Sequence[StagedFile]) -> Span | None:
+        """Return the span of the rows of staged files; None if they have no rows."""
+        found = [file.times for file in files if file.times is not None]
+        if not found:
             return None
-        with ThreadPoolExecutor(_READERS) as readers:
-            found = list(readers.map(lambda path: _span_of_file(path, column), paths))
         return cls(min(first for first, _ in found), max(last for _, last in found))
 
 
@@ -89,18 +70,3 @@ def rows_of(job: Any) -> int | None:
     copied = job._properties.get("statistics", {}).get("copy", {}).get("copiedRows")
     affected = copied if copied is not None else getattr(job, "num_dml_affected_rows", None)
     return None if affected is None else int(affected)
-
-
-def _span_of_file(path: str, column: str) -> tuple[int, int]:
-    """Return the first and the last time in a file. Raises OutputError if it cannot be read."""
-    try:
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as handle:
-            footer = parquet.read_metadata(handle)
-    except (BeamIOError, OSError, pa.ArrowException) as error:
-        check_memory(error, path)
-        raise OutputError(f"{path} cannot be read: {one_line(error)}; run again") from error
-    names = [footer.schema.column(i).path for i in range(footer.num_columns)]
-    column_number = names.index(column)
-    groups = (footer.row_group(i) for i in range(footer.num_row_groups))
-    found = [group.column(column_number).statistics for group in groups]
-    return min(s.min_raw for s in found), max(s.max_raw for s in found)

@@ -72,7 +72,7 @@ class TableJobs:
         """
         if self.keys or self.time_column is None:
             return {}
-        return span_labels(Span.of_files(files, self.time_column), self.provenance.model_digest)
+        return span_labels(Span.of_files(files), self.provenance.model_digest)
 
     def check_rows(self, job: Any) -> None:
         """Raise BalanceError if a job wrote a different number of rows than were staged.

@@ -39,6 +39,10 @@ class Destination(Protocol):
         """The format of its staged files."""
 
     @property
+    def timed_by(self) -> str | None:
+        """The column of times whose first and last value each staged file records, if any."""
+
+    @property
     def place(self) -> str:
         """Where its rows are after the commit, for the report."""
 
@@ -73,6 +77,10 @@ class FolderDestination:
     def name(self) -> str:
         """The name of the part."""
         return self.part
+
+    @property
+    def timed_by(self) -> None:
+        """None: the report names the files, so no time identifies their rows."""
 
     @property
     def place(self) -> str:

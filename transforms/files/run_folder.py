@@ -35,12 +35,15 @@ class StagedFile:
         path: The path of the file.
         rows: The number of rows in the file.
         size: The size in bytes, or None if it is not known.
+        times: The first and the last time in the destination's time column, in microseconds since
+            1970, if the destination asks for them.
     """
 
     destination: str
     path: str
     rows: int
     size: int | None = None
+    times: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ retries a bundle, an unused staged file remains, but no row is duplicated.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -16,10 +17,12 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.transforms.window import GlobalWindows
 
 from common.errors import OutputError
 from common.memory import check_memory
+from common.record_batch import UTC_MICROSECONDS
 from transforms.files.destination import Destination
 from transforms.files.run_folder import StagedFile
 from transforms.files.staging import hold
@@ -55,44 +58,29 @@ def _exit_after(handle: int) -> None:
     os._exit(1)
 
 
-class _StageDoFn(beam.DoFn):
-    """A DoFn that writes the record batches of a bundle to staged files, and yields these files."""
+class StagedWriter:
+    """A staged file that is being written.
 
-    def __init__(self, destination: Destination, launcher: int | None) -> None:
-        self._destination, self._launcher = destination, launcher
-        self._handle: Any = None
+    Args:
+        destination: The destination; its folder was prepared before the run.
+        rows: The schema of the rows.
 
-    def setup(self) -> None:
-        hold(self._destination.folder)
-        if self._launcher is not None:
-            end_with(self._launcher)
+    Raises:
+        OutputError: The file cannot be created, or its format cannot hold the rows.
+    """
 
-    def start_bundle(self) -> None:
-        self._handle = None
-
-    def process(self, batch: pa.RecordBatch) -> Iterator[StagedFile]:
-        if self._handle is None:
-            self._open(self._destination.file_schema(batch.schema))
-        self._write(
-            batch if batch.schema.equals(self._schema) else conform_to_files(batch, self._schema)
-        )
-        if self._bytes >= FILE_BYTES:
-            yield self._close()
-
-    def finish_bundle(self) -> Iterator[Any]:
-        if self._handle is not None:
-            yield GlobalWindows.windowed_value_at_end_of_window(self._close())
-
-    def _open(self, schema: pa.Schema) -> None:
-        kind = self._destination.output_format
-        name = f"{self._destination.name}-{uuid.uuid4().hex}.{kind}"
+    def __init__(self, destination: Destination, rows: pa.Schema) -> None:
+        self._destination = destination
+        self._schema = destination.file_schema(rows)
+        self._times: tuple[int, int] | None = None
+        self._rows, self.bytes = 0, 0
+        kind = destination.output_format
         # The folder was created before the run (check_writable). If it is gone, the run was
         # aborted, and a worker that has not noticed must not create it again.
-        self._path = self._destination.folder.staged(name)
+        self._path = destination.folder.staged(f"{destination.name}-{uuid.uuid4().hex}.{kind}")
         self._handle = create_file(self._path)
-        self._schema, self._rows, self._bytes = schema, 0, 0
         try:
-            self._writer = open_writer(self._handle, schema, kind)
+            self._writer = open_writer(self._handle, self._schema, kind)
         except pa.ArrowException as error:
             check_memory(error, self._path)
             raise OutputError(
@@ -100,25 +88,79 @@ class _StageDoFn(beam.DoFn):
                 "parquet or jsonl"
             ) from error
 
-    def _write(self, batch: pa.RecordBatch) -> None:
-        try:
-            self._writer.write(batch)
-        except (OSError, pa.ArrowException) as error:
-            check_memory(error, self._path)
-            raise OutputError(f"{self._path} cannot be written: {error}") from error
-        self._rows += batch.num_rows
-        self._bytes += batch.nbytes
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add rows to the file.
 
-    def _close(self) -> StagedFile:
-        try:
+        Raises:
+            OutputError: The file cannot be written, or the rows differ from the first ones.
+        """
+        if not batch.schema.equals(self._schema):
+            batch = conform_to_files(batch, self._schema)
+        with self._errors():
+            self._writer.write(batch)
+        self._rows += batch.num_rows
+        self.bytes += batch.nbytes
+        if (time := self._destination.timed_by) is not None:
+            self._times = _with_times(self._times, batch.column(time))
+
+    def close(self) -> StagedFile:
+        """Finish the file. Raise OutputError if it cannot be written."""
+        with self._errors():
             self._writer.close()
             size = self._handle.tell()
             self._handle.close()
+        return StagedFile(self._destination.name, self._path, self._rows, size, self._times)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, pa.ArrowException) as error:
             check_memory(error, self._path)
             raise OutputError(f"{self._path} cannot be written: {error}") from error
-        self._handle = None
-        return StagedFile(self._destination.name, self._path, self._rows, size)
+
+
+class _StageDoFn(beam.DoFn):
+    """A DoFn that writes the record batches of a bundle to staged files, and yields these files."""
+
+    def __init__(self, destination: Destination, launcher: int | None) -> None:
+        self._destination, self._launcher = destination, launcher
+        self._file: StagedWriter | None = None
+
+    def setup(self) -> None:
+        hold(self._destination.folder)
+        if self._launcher is not None:
+            end_with(self._launcher)
+
+    def start_bundle(self) -> None:
+        self._file = None
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[StagedFile]:
+        if self._file is None:
+            self._file = StagedWriter(self._destination, batch.schema)
+        self._file.write(batch)
+        if self._file.bytes >= FILE_BYTES:
+            yield self._file.close()
+            self._file = None
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._file is not None:
+            yield GlobalWindows.windowed_value_at_end_of_window(self._file.close())
+            self._file = None
+
+
+def _with_times(times: tuple[int, int] | None, column: pa.Array) -> tuple[int, int] | None:
+    """Return the first and the last of some times and of those in a column of timestamps.
+
+    Args:
+        times: The first and the last time so far, in microseconds since 1970, if any.
+        column: Further times.
+    """
+    found = pc.min_max(column.cast(UTC_MICROSECONDS).cast(pa.int64())).as_py()
+    if found["min"] is None:
+        return times
+    first, last = times or (found["min"], found["max"])
+    return min(first, found["min"]), max(last, found["max"])
 
 
 def conform_to_files(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
