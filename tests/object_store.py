@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from resources.package import checksum_of
+
 PAGE = 1000  # objects
 CALLS_A_REQUEST = 100
 ROOT = "gs://bucket/"
@@ -32,6 +34,7 @@ class ObjectStore:
     fault: Callable[[str, str], int | None] = lambda kind, name: None
     generation: int = 0
     lock: threading.RLock = field(default_factory=threading.RLock)
+    address: str = ""
 
     def write(self, path: str, content: bytes) -> None:
         self.put(path.removeprefix(ROOT), content)
@@ -102,6 +105,7 @@ class ObjectStore:
             "size": str(len(content)),
             "updated": written,
             "generation": str(generation),
+            "crc32c": checksum_of(content),
         }
 
     def page(self, query: dict[str, str]) -> dict[str, Any]:
@@ -111,14 +115,22 @@ class ObjectStore:
         return {"items": [self.described(name) for name in names[:PAGE]], **more}
 
     def upload(self, query: dict[str, str], kind: str, body: bytes) -> tuple[int, Any, Any]:
-        described, content = parts(kind, body)
-        name = json.loads(described)["name"]
+        """Store an object that comes whole, or that follows the request that announces it."""
+        if query.get("uploadType") == "resumable" and "upload_id" not in query:
+            address = self.session(json.loads(body)["name"], query["ifGenerationMatch"])
+            return 200, {"Location": address}, {}
+        described, content = parts(kind, body) if "upload_id" not in query else (b"", body)
+        name = query.get("upload_id") or json.loads(described)["name"]
         wanted = query.get("ifGenerationMatch")
         found = self.objects.get(name, (0, b""))[0]
         if wanted is not None and int(wanted) != found:
             return 412, {}, {"error": {"code": 412, "message": "conditionNotMet"}}
         self.put(name, content)
         return 200, {}, self.described(name)
+
+    def session(self, name: str, wanted: str) -> str:
+        query = f"uploadType=resumable&ifGenerationMatch={wanted}&upload_id={name}"
+        return f"{self.address}/upload/storage/v1/b/bucket/o?{query}"
 
     def batch(self, kind: str, body: bytes) -> tuple[int, Any, Any]:
         calls = [part.decode() for part in parts(kind, body)]
@@ -170,6 +182,9 @@ def serve(store: ObjectStore) -> Iterator[str]:
         def do_POST(self) -> None:
             self.answer()
 
+        def do_PUT(self) -> None:
+            self.answer()
+
         def log_message(self, *_: Any) -> None:
             pass
 
@@ -177,8 +192,9 @@ def serve(store: ObjectStore) -> Iterator[str]:
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
+    store.address = f"http://127.0.0.1:{http.server_port}"
     try:
-        yield f"http://127.0.0.1:{http.server_port}"
+        yield store.address
     finally:
         http.shutdown()
         thread.join()

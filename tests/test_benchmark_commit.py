@@ -1,5 +1,6 @@
 """Tests that the benchmark of commits counts every request that it delays."""
 
+import json
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
@@ -21,8 +22,11 @@ def test_the_proxy_forwards_and_counts_requests(monkeypatch: pytest.MonkeyPatch)
             for path in ("/storage/v1/b/bucket/o", "/download/storage/v1/b/bucket/o/a?alt=media"):
                 connection.request("GET", path)
                 answers.append(connection.getresponse().read())
+            # A large report follows the request that announces it.
+            connection.request("PUT", store.session("r", "0").removeprefix(store.address), b"x")
+            assert json.loads(connection.getresponse().read())["size"] == "1"
             connection.close()
     assert b'"name": "a"' in answers[0]
     assert answers[1] == b"content"
-    assert proxy.requests == {"list": 1, "other": 1}
+    assert proxy.requests == {"list": 1, "other": 2}
     assert proxy.kind("POST", "/batch/storage/v1") == "batch"

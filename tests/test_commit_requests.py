@@ -85,6 +85,33 @@ def test_a_report_names_files_that_were_removed_long_ago_once_for_each_attempt(
     assert attempt_of(listed(store)) == {"dddddddd"}
 
 
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_a_report_of_many_files_replaces_only_the_report_that_was_read(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, overtaken: bool
+) -> None:
+    """Google's client announces an object of more than 8 MB first, and then sends it."""
+    monkeypatch.setattr("google.cloud.storage.blob._MAX_MULTIPART_SIZE", 10)
+    files = (first := Attempt(store, ONE, FIRST, 2, 1)).stage()
+    first.commit(files)
+    second = Attempt(store, ONE, SECOND, 3, 1)
+    files = second.stage()
+    report = "out/r/report.json"
+    other = store.objects[report][1].replace(FIRST.encode(), THIRD.encode())
+
+    def fault(kind: str, name: str) -> None:
+        if overtaken and kind == "write" and store.objects[report][1] != other:
+            store.put(report, other)
+
+    store.fault = fault
+    if not overtaken:
+        second.commit(files)
+        assert attempt_of(listed(store)) == {SECOND}
+        return
+    with pytest.raises(AttemptConflict, match="another attempt at run r has finished first"):
+        second.commit(files)
+    assert store.objects[report][1] == other
+
+
 def test_only_calls_that_failed_are_repeated(store: ObjectStore) -> None:
     attempt = Attempt(store, ONE, FIRST, 120, 0)
     files = attempt.stage()

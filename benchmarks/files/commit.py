@@ -121,6 +121,10 @@ def _handler(proxy: SlowProxy) -> type[BaseHTTPRequestHandler]:
             """Forward a batch or an upload."""
             self.forward()
 
+        def do_PUT(self) -> None:
+            """Forward a part of a large upload."""
+            self.forward()
+
         def log_message(self, *_: Any) -> None:
             """Print nothing."""
 

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,8 +59,16 @@ def make_inputs(folder: Path) -> Ids:
 
 @dataclass
 class Files:
-    """A run that writes files."""
+    """A run that writes files.
 
+    Attributes:
+        folder: The folder of the output and the logs.
+        model: The path of the model package.
+        inputs: The folder of INPUTS.
+        commit_seconds: About how long a commit takes.
+    """
+
+    commit_seconds: ClassVar = 0.02
     folder: Path
     model: Path
     inputs: Path
@@ -103,8 +111,14 @@ class Files:
 
 @dataclass
 class Table(Files):
-    """A run that writes to a table of the local BigQuery."""
+    """A run that writes to a table of the local BigQuery.
 
+    Attributes:
+        cloud: The clients of the project.
+        table: The table's full name. The table of dead letters adds a suffix to it.
+    """
+
+    commit_seconds: ClassVar = 1.0
     cloud: Cloud
     table: str
 
@@ -118,8 +132,10 @@ class Table(Files):
         }
 
     def state(self) -> object:
-        """Return the names of the staged files. After they appear, the load jobs start."""
-        return [blob.name for blob in self.cloud.storage().list_blobs("bucket", prefix="tmp/")]
+        """Return the names of the tables of attempts, into which the commit loads the rows."""
+        dataset = self.table.rpartition(".")[0]
+        found = (table.table_id for table in self.cloud.bigquery().list_tables(dataset))
+        return sorted(name for name in found if name.startswith("millrace_run_"))
 
     def read(self) -> Parts:
         """Return the row ids in the tables of scores and of dead letters."""
@@ -191,10 +207,16 @@ class Kills:
         self.start(name).finish()
         self.tally.count_rows(self.ids[name], all_ids(self.run.read()))
 
+    def wait(self, attempt: Attempt) -> None:
+        """Wait until a random moment of a running attempt, or until it ends."""
+        before, run = self.run.state(), self.run
+        at_random(
+            self.chance, attempt, self.seconds, lambda: run.state() != before, run.commit_seconds
+        )
+
     def strike(self, attempt: Attempt) -> None:
         """Kill a running attempt at a random moment, and count it."""
-        before = self.run.state()
-        at_random(self.chance, attempt, self.seconds, lambda: self.run.state() != before)
+        self.wait(attempt)
         if attempt.kill():
             self.tally.kills += 1
         else:
@@ -231,7 +253,7 @@ def kill_of_two(kills: Kills, count: int) -> Tally:
         kills.chance.shuffle(attempts)
         victim, other = attempts
         if kills.chance.random() < 0.5:
-            at_random(kills.chance, victim, kills.seconds, lambda: False)
+            at_random(kills.chance, victim, kills.seconds, lambda: False, 0.0)
             victim.signal(signal.SIGSTOP)
             other.wait()
             kills.look(old, new)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from benchmarks.kills.batch import Files, Kills, all_ids
-from benchmarks.kills.process import PATIENCE_SECONDS, Attempt, at_random
+from benchmarks.kills.process import PATIENCE_SECONDS, Attempt
 
 VICTIMS = ("launcher", "runner", "workers")
 # Of a rerun that another attempt overtakes.
@@ -51,8 +51,7 @@ class PrismKills(Kills):
 
     def strike(self, attempt: Attempt) -> None:
         """Kill a process of a running attempt at a random moment, and count it."""
-        before = self.run.state()
-        at_random(self.chance, attempt, self.seconds, lambda: self.run.state() != before)
+        self.wait(attempt)
         self.others = children(attempt)
         if self.victim == "launcher":
             was_running = attempt.kill()

@@ -19,8 +19,6 @@ PRELOADED = ("pipelines.batch.run", "pipelines.stream.run", "transforms.bigquery
 # How often to check a condition, and how long to wait for it.
 POLL_SECONDS = 0.002
 PATIENCE_SECONDS = 300.0
-# About how long a commit takes in a local folder.
-COMMIT_SECONDS = 0.02
 
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(list(PRELOADED))
@@ -85,19 +83,29 @@ class Attempt:
 
 
 def at_random(
-    chance: random.Random, attempt: Attempt, seconds: float, started: Callable[[], bool]
+    chance: random.Random,
+    attempt: Attempt,
+    seconds: float,
+    committing: Callable[[], bool],
+    commit_seconds: float,
 ) -> None:
     """Wait until a random moment for a kill, or until the attempt ends.
 
-    Half of the moments are anywhere within `seconds`, the time of a complete run. The other half
-    are within COMMIT_SECONDS after `started` returns True, because the commit is short and kills
-    must hit it, too.
+    Half of the moments are anywhere in a run. The other half are in the commit, which is short and
+    which kills must hit, too.
+
+    Args:
+        chance: The source of random moments.
+        attempt: The attempt.
+        seconds: How long a complete run takes.
+        committing: Returns whether the commit has begun.
+        commit_seconds: How long the commit takes.
     """
     deadline = time.monotonic() + seconds
     if chance.random() < 0.5:
-        while attempt.running and not started() and time.monotonic() < deadline + seconds:
+        while attempt.running and not committing() and time.monotonic() < deadline + seconds:
             time.sleep(POLL_SECONDS)
-        deadline = time.monotonic() + chance.random() * COMMIT_SECONDS
+        deadline = time.monotonic() + chance.random() * commit_seconds
     else:
         deadline = time.monotonic() + chance.random() * seconds
     while attempt.running and time.monotonic() < deadline:
