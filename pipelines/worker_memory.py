@@ -9,6 +9,9 @@ from transforms.files.writers import ROW_GROUP_ROWS
 # A worker process with Python, Beam, Arrow and the CPU build of torch, without a model and without
 # rows; and what the CUDA build of torch adds, also on a machine without a GPU.
 PROCESS_BYTES, CUDA_BYTES = 450 << 20, 450 << 20
+# How many times the weights are in memory while a model is loaded: in the file, in copies that
+# torch makes of it, and in the model. Measured by benchmarks/load_memory.py.
+LOADED_TIMES = {"pt2": 2, "safetensors": 3, "state_dict": 3, "torchscript": 4}
 # What the runner and the system of a Dataflow worker take.
 RESERVED_BYTES = 1 << 30
 
@@ -19,6 +22,7 @@ class Work:
 
     Attributes:
         package_bytes: The size of the model package, or 0 if an endpoint runs the model.
+        loaded_times: How many times these bytes are in memory while the model is loaded.
         batch_rows: The maximum number of rows in a batch.
         batch_bytes: The maximum number of bytes of input in a batch.
         source_row: The bytes of a row as the source returns it.
@@ -32,6 +36,7 @@ class Work:
     """
 
     package_bytes: int
+    loaded_times: int
     batch_rows: int
     batch_bytes: int
     source_row: int
@@ -78,15 +83,15 @@ def memory_needed(work: Work) -> Need:
     With rows = min(batch_rows, batch_bytes / source_row):
 
         processes = processes x process_bytes
-        models    = processes x 2 x package_bytes
+        models    = processes x loaded_times x package_bytes
         batches   = processes x threads x (rows x 2 x (source_row + input_row + output_row)
                                            + ahead_rows x source_row)
         writers   = processes x threads x writers x 2 x (131,072 + rows) x output_row
 
-    The bytes of a package are in memory until its weights are loaded, so a model counts twice. A
-    step holds its input and its output, so a batch counts twice; and so do the rows of a row group,
-    which are joined when it is written. What a model computes between its inputs and its outputs
-    is not known, and not part of the sum.
+    The bytes of a package are in memory until its weights are loaded. A step holds its input and
+    its output, so a batch counts twice; and so do the rows of a row group, which are joined when it
+    is written. What a model computes between its inputs and its outputs is not known, and not part
+    of the sum.
 
     Args:
         work: What the workers do.
@@ -96,7 +101,7 @@ def memory_needed(work: Work) -> Need:
     threads = work.processes * work.threads
     return Need(
         processes=work.processes * work.process_bytes,
-        models=work.processes * 2 * work.package_bytes,
+        models=work.processes * work.loaded_times * work.package_bytes,
         batches=threads * (rows * 2 * row + work.ahead_rows * work.source_row),
         writers=threads * work.writers * 2 * (ROW_GROUP_ROWS + rows) * work.output_row,
     )

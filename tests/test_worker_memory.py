@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions
@@ -10,14 +11,16 @@ from hypothesis import strategies as st
 
 from common.errors import UsageError
 from common.machine_memory import machine_memory
+from model_handlers.manifest import Format
 from pipelines.batch import memory
 from pipelines.batch.memory import check_memory_needed
 from pipelines.dataflow.machine_types import ONE_PROCESS, larger_types, machine_type
-from pipelines.worker_memory import PROCESS_BYTES, Work, memory_needed
+from pipelines.worker_memory import LOADED_TIMES, PROCESS_BYTES, Work, memory_needed
 
 GB = 1 << 30
 SMALL = Work(
     package_bytes=1 << 20,
+    loaded_times=2,
     batch_rows=32_768,
     batch_bytes=256 << 20,
     source_row=248,
@@ -34,9 +37,14 @@ def test_the_estimate_is_the_sum_of_its_formula() -> None:
     need = memory_needed(replace(SMALL, processes=2, threads=3, ahead_rows=10, writers=2))
     assert need.processes == 2 * PROCESS_BYTES
     assert need.models == 2 * 2 * (1 << 20)
+    assert memory_needed(replace(SMALL, loaded_times=4)).models == 4 * (1 << 20)
     assert need.batches == 6 * (32_768 * 2 * (248 + 120 + 100) + 10 * 248)
     assert need.writers == 6 * 2 * 2 * (131_072 + 32_768) * 100
     assert need.total == need.processes + need.models + need.batches + need.writers
+
+
+def test_every_format_has_the_memory_that_loading_it_takes() -> None:
+    assert LOADED_TIMES.keys() == {*get_args(Format)}
 
 
 @given(

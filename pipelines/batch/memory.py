@@ -26,6 +26,7 @@ from pipelines.config import ModelConfig
 from pipelines.dataflow.machine_types import ONE_PROCESS, MachineType, larger_types, machine_type
 from pipelines.worker_memory import (
     CUDA_BYTES,
+    LOADED_TIMES,
     PROCESS_BYTES,
     RESERVED_BYTES,
     Need,
@@ -68,6 +69,7 @@ def work_of(
     kinds = (known.get(name) or read_type(name, manifest) for name in names)
     return Work(
         package_bytes=package_bytes,
+        loaded_times=LOADED_TIMES[manifest.format],
         batch_rows=model.batch_rows,
         batch_bytes=model.batch_bytes,
         source_row=sum(map(row_bytes, kinds)),
@@ -117,8 +119,8 @@ def _check_here(work: Work, memory: int) -> None:
     if certain > memory:
         raise UsageError(
             f"the model does not fit: loading it needs about {in_gb(certain)} "
-            f"({work.processes} x 2 x {in_gb(work.package_bytes)}), but this machine or its "
-            f"container has {in_gb(memory)}: use a smaller model or a larger machine"
+            f"({work.processes} x {work.loaded_times} x {in_gb(work.package_bytes)}), but this "
+            f"machine or its container has {in_gb(memory)}: use a smaller model or a larger machine"
             f"{', or fewer processes' if work.processes > 1 else ''}"
         )
     text = f"memory: about {need} of {in_gb(memory)}"
