@@ -219,7 +219,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
     Returns:
         ` (did you mean 'A' or 'B'?)` with up to three names, or an empty text if none is similar.
     """
-    close = " or ".join(f"'{known_name}'" for known_name in similar(name, known))
+    return suggestion(similar(name, known))
+
+
+def suggestion(names: Iterable[str]) -> str:
+    """Return a question that names similar names, or an empty text if there are none."""
+    close = " or ".join(f"'{name}'" for name in names)
     return f" (did you mean {close}?)" if close else ""
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from apache_beam.options.pipeline_options import StandardOptions
 
-from common.errors import UsageError, suggest
+from common.errors import UsageError, similar, suggestion
 
 DATAFLOW = "DataflowRunner"
 IN_PROCESS = "FnApiRunner"
@@ -23,11 +23,8 @@ _DASK = "DaskRunner"
 # By default, these download another runner, Prism, and start it as a second process.
 _DIRECT = ("DirectRunner", "SwitchingDirectRunner")
 # Beam accepts the names in upper or lower case, with or without `Runner` at the end.
-_BY_WORD = {
-    word: name
-    for name in (*_KNOWN, _DASK)
-    for word in (name.lower(), name.lower().removesuffix("runner"))
-}
+_BY_SHORT_WORD = {name.lower().removesuffix("runner"): name for name in (*_KNOWN, _DASK)}
+_BY_WORD = {name.lower(): name for name in (*_KNOWN, _DASK)} | _BY_SHORT_WORD
 
 
 def choose_runner(name: str | None, *, streaming: bool) -> str:
@@ -69,9 +66,10 @@ def _full_name(name: str) -> str:
         return name
     found = _BY_WORD.get(word.lower())
     if found is None and not path:
-        raise UsageError(
-            f"unknown --runner {name}{suggest(name, _KNOWN)}; choose from {', '.join(_KNOWN)}"
-        )
+        # With the common end of all names, every name would be similar.
+        close = similar(name.lower().removesuffix("runner"), _BY_SHORT_WORD)
+        like = suggestion(_BY_SHORT_WORD[word] for word in close)
+        raise UsageError(f"unknown --runner {name}{like}; choose from {', '.join(_KNOWN)}")
     return found or name
 
 

@@ -289,6 +289,35 @@ def test_a_source_without_rows_has_an_empty_result(
     assert not list((tmp_path / "out/r").rglob("part-*"))
 
 
+@pytest.mark.parametrize(
+    ("scanned", "limit", "note"),
+    [
+        (99 * 10**9, None, ""),
+        (
+            100 * 10**9,
+            None,
+            "note: --input_query scans 100 GB, which BigQuery bills; --max_bytes_billed refuses "
+            "queries that scan more than you expect\n",
+        ),
+        (100 * 10**9, 200 * 10**9, ""),
+        (100 * 10**9, 10**9, "error: --input_query would scan 100,000,000,000 bytes, more than"),
+    ],
+)
+def test_a_query_that_scans_very_much_is_reported_before_it_runs(
+    scanned: int,
+    limit: int | None,
+    note: str,
+    run: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In the emulator, a dry run scans 0 bytes.
+    monkeypatch.setattr(bigquery.QueryJob, "total_bytes_processed", scanned)
+    code, _, err = run(input_query=f"SELECT * FROM `{TABLE}`", max_bytes_billed=limit, dry_run=True)
+    assert code == (2 if note.startswith("error") else 0)
+    assert err.startswith(note) if note else err == ""
+    assert err.count("\n") == bool(note)
+
+
 def test_a_view_is_read_by_the_query_that_the_error_names(
     run: Callable[..., Result], client: bigquery.Client, tmp_path: Path
 ) -> None:

@@ -318,11 +318,19 @@ def test_a_job_is_named_after_its_pipeline_unless_a_flag_names_it() -> None:
     assert JOB_NAMES.keys() == {command.name for command in [*TEMPLATES, REPLAY]}
 
 
-@pytest.mark.parametrize("name", ["FooRunner", "Dataflo", "Runner"])
-def test_a_runner_that_beam_does_not_have_is_rejected(name: str) -> None:
-    with pytest.raises(
-        UsageError, match=f"unknown --runner {name}.*; choose from DataflowRunner, "
-    ):
+@pytest.mark.parametrize(
+    ("name", "similar"),
+    [
+        ("FooRunner", ""),
+        ("Dataflo", " (did you mean 'DataflowRunner' or 'TestDataflowRunner'?)"),
+        ("PrismRuner", " (did you mean 'PrismRunner'?)"),
+        ("SprakRunner", " (did you mean 'SparkRunner'?)"),
+        ("Runner", ""),
+    ],
+)
+def test_a_runner_that_beam_does_not_have_is_rejected(name: str, similar: str) -> None:
+    text = re.escape(f"unknown --runner {name}{similar}; choose from DataflowRunner, ")
+    with pytest.raises(UsageError, match=text):
         beam_options(["--runner", name])
 
 

@@ -2,14 +2,17 @@
 
 import re
 import uuid
+from typing import Any, NoReturn
 
+import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from common.errors import UsageError
+from common.errors import RunnerError, UsageError
 from examples.local_cloud import LocalCloud, free_port
 from pipelines import batch_local, stream_local
+from pipelines.batch.elsewhere import run_elsewhere
 from pipelines.beam_args import beam_options, runs_in_process, runs_on_dataflow
 from pipelines.command import Command, main
 from pipelines.launch.command import PIPELINES
@@ -193,3 +196,43 @@ def test_dask_is_rejected_for_batch_runs(
     argv = ["--input_files", "x", "--model", "m", "--output_files", "o", "--runner", "dask"]
     assert main(command, argv) == 2
     assert capsys.readouterr().err.startswith("error: --runner dask loses rows: ")
+
+
+class Fails(beam.Pipeline):
+    """A pipeline whose runner fails."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("FnApiRunner")
+        self.text = text
+
+    def run(self, *_: Any) -> NoReturn:  # type: ignore[override]
+        raise RuntimeError(self.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "Unable to fetch remote prism binary at https://example.com/prism.zip",
+            "Prism cannot be downloaded from https://example.com/prism.zip: get it with `make ",
+        ),
+        (
+            "Unable to fetch remote job server jar at https://example.com/a.jar: 404",
+            "the runner's job server cannot be downloaded from https://example.com/a.jar: download",
+        ),
+        (
+            "Traceback\nModuleNotFoundError: No module named 'transforms.files'\n",
+            "the workers cannot import 'transforms.files': install Millrace on them",
+        ),
+        ("prism error: didn't get control connection to a:1 after 1m", "no worker has connected"),
+    ],
+)
+def test_what_a_runner_lacks_is_named(text: str, line: str) -> None:
+    with pytest.raises(RunnerError) as caught:
+        run_elsewhere(Fails(text), PipelineOptions([]))
+    assert str(caught.value).startswith(line)
+
+
+def test_another_error_of_a_run_is_raised_unchanged() -> None:
+    with pytest.raises(RuntimeError, match="a row"):
+        run_elsewhere(Fails("a row"), PipelineOptions([]))

@@ -30,6 +30,7 @@ from pipelines.batch.worker_pools import check_worker_pool
 _NO_MODULE = re.compile(r"^ModuleNotFoundError: No module named '([\w.]+)'", re.MULTILINE)
 _NO_WORKER = re.compile(r"didn't get control connection to (\S+) after")
 _NO_PRISM = re.compile(r"^Unable to fetch remote prism binary at (.*)")
+_NO_JAR = re.compile(r"^Unable to fetch remote job server jar at (\S+): ")
 # How long Prism waits for a job before it ends, as Go writes a duration.
 _IDLE = "60s"
 
@@ -91,6 +92,11 @@ def _explain(error: Exception) -> RunnerError | None:
         return RunnerError(
             f"Prism cannot be downloaded from {found[1]}: get it with `make prism`, and pass "
             "--prism_location .prism/prism"
+        )
+    if found := _NO_JAR.match(str(error)):
+        return RunnerError(
+            f"the runner's job server cannot be downloaded from {found[1]}: download it elsewhere, "
+            "and pass its path as --flink_job_server_jar or --spark_job_server_jar"
         )
     if found := _NO_MODULE.search(str(error)):
         return RunnerError(
