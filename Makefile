@@ -210,7 +210,7 @@ bench: $(STAMP)  ## compare with stock Beam and loops; with Daft and pandas if t
 	$(BIN)/python -m benchmarks.steps
 	$(BIN)/python -m benchmarks.raw.compare
 
-bench-commit: $(STAMP) $(EMULATORS)/.installed  ## commit 10,000 and 30,000 files to a bucket with slow requests (two minutes)
+bench-commit: $(STAMP) $(EMULATORS)/.installed  ## commit 10,000 and 100,000 files to a bucket with slow requests (ten minutes)
 	$(BIN)/python -m benchmarks.files.commit
 
 bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## compare reading and writing BigQuery with stock Beam (under ten minutes)

@@ -1,6 +1,6 @@
 """Measures the commit of many files to a bucket whose every request takes 50 ms longer.
 
-python -m benchmarks.files.commit --files 10000 30000
+python -m benchmarks.files.commit --files 10000 100000
 
 The local storage server handles one request at a time. Its own time says nothing about the
 service: what counts is the number of requests, and that they wait at the same time.
@@ -193,7 +193,7 @@ def run(files: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write commit.json to the output folder. Return 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--files", type=int, nargs="+", default=[10_000, 30_000])
+    parser.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
     if not is_installed():
