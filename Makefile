@@ -96,7 +96,7 @@ test: $(STAMP)  ## run the tests
 test-fast: $(STAMP)  ## run the tests of the tiers pure and beam, for every save (90 s on two cores)
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(FAST)
 
-FAST := -m 'pure or beam' --ignore-glob='*/test_benchmark_*' --hypothesis-profile fast
+FAST := -m '(pure or beam) and not slow' --ignore-glob='*/test_benchmark_*' --hypothesis-profile fast
 
 coverage: $(STAMP)  ## run the tests, print untested lines and branches: TESTS="-m 'pure or beam'"
 	@rm -rf build/coverage

@@ -248,7 +248,8 @@ def leave_out_cases(items: list[pytest.Function]) -> None:
     lists = defaultdict(list)
     for item in items:
         if item.get_closest_marker("exhaustive"):
-            lists[item.function].append(item)
+            # A case stays in each tier.
+            lists[item.function, item.stash[TIER]].append(item)
     left_out = {item for cases in lists.values() for item in {*cases}.difference(thinned(cases))}
     items[:] = [item for item in items if item not in left_out]
     for item in left_out:
@@ -261,17 +262,23 @@ TIER, TRIED = pytest.StashKey[str](), pytest.StashKey[list[str]]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Mark each test with its tier, and keep a file's tests on the emulators in one process."""
-    leave_out_cases(items)
     for item in items:
         item.stash[TIER] = tier = tier_of(item)
         item.add_marker(tier)
         if uses_emulators(item):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
+    leave_out_cases(items)
 
 
 def pytest_collection_finish() -> None:
     # The modules imported by now stay loaded. The garbage collector does not need to search them in
     # each test.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    # Destructors that raise are reported here. Pytest would search all objects five more times.
     gc.collect()
     gc.freeze()
 
@@ -299,6 +306,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for tier, cost in TIERS.items():
         config.addinivalue_line("markers", f"{tier}: {cost}")
     config.addinivalue_line("markers", "exhaustive: the fast tiers run only every tenth case")
+    config.addinivalue_line("markers", "slow: make test-fast leaves it out")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

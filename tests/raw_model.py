@@ -1,7 +1,9 @@
 """A package whose model takes prepared columns: a category, a time, amounts and a list."""
 
 import hashlib
+import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +192,9 @@ MANIFEST: dict[str, Any] = {
 }
 
 
-def model_bytes(folder: Path) -> bytes:
-    """Export the model, and return the bytes of its file."""
+@cache
+def model_bytes() -> bytes:
+    """Export the model once, and return the bytes of its file."""
     rows = torch.export.Dim("rows", min=1)
     inputs = (
         torch.zeros(2, 4),
@@ -202,11 +205,9 @@ def model_bytes(folder: Path) -> bytes:
     program = torch.export.export(
         Net().eval(), inputs, dynamic_shapes=({0: rows}, {0: rows}, {0: rows}, {0: rows})
     )
-    path = folder / "export.pt2"
-    torch.export.save(program, path)
-    data = path.read_bytes()
-    path.unlink()
-    return data
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue()
 
 
 def write_raw_package(folder: Path, **changes: Any) -> Manifest:
@@ -217,7 +218,7 @@ def write_raw_package(folder: Path, **changes: Any) -> Manifest:
         changes: Members of the manifest that differ.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    data = model_bytes(folder)
+    data = model_bytes()
     kinds = "".join(f"{kind}\n" for kind in KINDS).encode()
     value = MANIFEST | {
         "sha256": hashlib.sha256(data).hexdigest(),

@@ -198,6 +198,7 @@ def without_one(file: PlannedFile, *given: Any) -> Iterator[FileRange]:
     yield from ranges
 
 
+@pytest.mark.slow
 def test_parts_of_row_groups_are_counted(
     source: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +246,7 @@ def test_a_lost_range_fails_the_run_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl.gz"])
+@pytest.mark.exhaustive
 def test_a_reader_that_stops_early_fails_the_run(
     kind: str,
     source: Any,

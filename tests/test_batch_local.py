@@ -136,6 +136,7 @@ def test_a_path_with_a_comma_is_read_in_quotes_and_an_error_says_so(
     assert json.loads((tmp_path / "out/r/report.json").read_text())["rows_in"] == ROWS
 
 
+@pytest.mark.slow
 def test_the_three_packages_produce_equal_scores(run: Any, example: Path, tmp_path: Path) -> None:
     results = {}
     for name in ("model", "model_pt2", "pytorch_autoencoder.mar"):
@@ -153,6 +154,7 @@ def test_the_three_packages_produce_equal_scores(run: Any, example: Path, tmp_pa
             assert_scores(a, b, column)
 
 
+@pytest.mark.slow
 def test_a_second_run_replaces_the_first_and_another_run_id_keeps_both(
     run: Any, tmp_path: Path
 ) -> None:
@@ -187,7 +189,7 @@ def test_dead_letters_can_have_another_folder(run: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_text_files_produce_the_same_scores_as_parquet(
     run: Any, example: Path, tmp_path: Path, suffix: str
 ) -> None:
@@ -208,7 +210,7 @@ def test_text_files_produce_the_same_scores_as_parquet(
 
 
 @pytest.mark.parametrize("output_format", ["csv", "jsonl"])
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_output_formats_hold_the_same_rows(run: Any, tmp_path: Path, output_format: str) -> None:
     run(run_id="p")
     run(run_id="t", output_format=output_format)
@@ -326,6 +328,7 @@ def test_rows_have_the_schema_that_was_determined_before_the_run(
     assert schema.equals(planned[0]), f"{schema}\n\n{planned[0]}"
 
 
+@pytest.mark.slow
 def test_rows_of_the_reference_pipeline_have_the_ids_of_the_source(
     run: Any, example: Path, tmp_path: Path
 ) -> None:
@@ -350,6 +353,7 @@ def test_rows_of_the_reference_pipeline_have_the_ids_of_the_source(
     assert len(dead_letters(tmp_path / "out", "its")) == ROWS // 100
 
 
+@pytest.mark.slow
 def test_ids_of_reference_rows_are_the_same_in_every_run(run: Any, tmp_path: Path) -> None:
     for run_id in ("a", "b"):
         assert run(run_id=run_id, output_schema="reference")[0] == 0
@@ -414,6 +418,7 @@ def test_if_the_model_raises_on_some_rows_only_these_rows_are_dead_letters(
     assert "model_error at infer" in out
 
 
+@pytest.mark.slow
 def test_a_model_that_raises_on_most_rows_fails_the_run_and_each_row_is_a_dead_letter(
     run: Any, tmp_path: Path
 ) -> None:

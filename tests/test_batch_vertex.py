@@ -112,6 +112,7 @@ def predict(example: Path) -> Callable[[list[Any]], list[Any]]:
     return predict
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_wrong_while_one_request_in_five_fails(
     example: Path, local: Path, tmp_path: Path, predict: Any
 ) -> None:
@@ -122,6 +123,7 @@ def test_nothing_is_lost_or_wrong_while_one_request_in_five_fails(
     assert_same(tmp_path / "r", local)
 
 
+@pytest.mark.slow
 def test_if_the_endpoint_refuses_a_row_only_that_row_is_lost(
     example: Path, local: Path, tmp_path: Path, predict: Any
 ) -> None:
@@ -142,6 +144,7 @@ def test_if_the_endpoint_refuses_a_row_only_that_row_is_lost(
     assert scores(tmp_path / "r").keys() == good - refused
 
 
+@pytest.mark.slow
 def test_the_endpoints_own_score_never_stands_for_another_score(
     example: Path,
     served: Running,
@@ -161,6 +164,7 @@ def test_the_endpoints_own_score_never_stands_for_another_score(
     assert_same(tmp_path / "all" / "r", tmp_path / "local" / "r")
 
 
+@pytest.mark.slow
 def test_repeated_rows_are_requested_once(
     example: Path, local: Path, tmp_path: Path, predict: Any
 ) -> None:

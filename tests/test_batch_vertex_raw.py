@@ -92,6 +92,7 @@ def assert_same(got: Path, wanted: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "found"), [("auto", "server"), ("worker", "worker")], ids=["auto", "worker"]
 )
+@pytest.mark.exhaustive
 def test_the_own_server_returns_what_a_model_in_the_worker_returns(
     place: Path, served: Running, tmp_path: Path, kind: str, asked: str, found: str
 ) -> None:
@@ -105,12 +106,14 @@ def test_the_own_server_returns_what_a_model_in_the_worker_returns(
     assert served.client.metric('millrace_requests_total{status="400"}') == before + 1
 
 
+@pytest.mark.slow
 def test_the_own_server_needs_no_flags(place: Path, tmp_path: Path) -> None:
     with running(place / "model") as server:
         assert main(COMMAND, flags(place, "jsonl", tmp_path, endpoint_url=server.server.url)) == 0
     assert_same(tmp_path, place / "local-jsonl")
 
 
+@pytest.mark.slow
 def test_a_server_without_steps_returns_what_a_model_in_the_worker_returns(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def attempt_of(files: list[str]) -> set[str]:
     return {name.rsplit("-", 1)[-1].split(".")[0] for name in files}
 
 
+@pytest.mark.slow
 def test_a_commit_takes_a_tenth_of_a_request_for_each_file(store: ObjectStore) -> None:
     attempt = Attempt(store, ONE, FIRST, FILES - 1, 1)
     files = attempt.stage()

@@ -480,9 +480,9 @@ def inputs(example: Path, make_source: Make) -> tuple[Manifest, pa.RecordBatch]:
     return manifest, good
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("instance_format", ["list", "named"])
 @pytest.mark.parametrize("rows", [1, 7, 1_000])
+@pytest.mark.slow
 def test_the_served_model_and_the_one_in_the_worker_agree(
     example: Path, inputs: tuple[Manifest, pa.RecordBatch], instance_format: Any, rows: int
 ) -> None:

@@ -52,6 +52,7 @@ def model(table: pa.Table) -> TransactionAutoencoder:
     return train(table, seed=7, epochs=6, max_train_rows=25_000)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(model: TransactionAutoencoder, table: pa.Table) -> None:
     torch.manual_seed(7)
     untrained = TransactionAutoencoder(model.mean, model.variance)

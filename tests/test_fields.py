@@ -184,6 +184,7 @@ def decision_of(score: float, at: tuple[float, float]) -> str:
 
 
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl", "csv"])
+@pytest.mark.exhaustive
 def test_a_result_has_the_same_fields_in_every_format(
     run: Any, tmp_path: Path, output_format: str
 ) -> None:
@@ -229,6 +230,7 @@ def test_thresholds_of_a_run_decide_and_are_reported(run: Any, tmp_path: Path) -
     assert "decision: check 2 (66.7%), auto 1 (33.3%)" in out
 
 
+@pytest.mark.slow
 def test_a_replay_decides_with_other_thresholds(
     run: Any, package: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:
@@ -304,6 +306,7 @@ def test_a_score_may_be_a_position(run: Any, tmp_path: Path, package: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_a_field_that_is_not_written_does_not_cost_a_row(run: Any, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     fields = [

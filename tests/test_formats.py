@@ -820,6 +820,7 @@ def test_a_checkpoint_is_refused_with_the_key_of_its_weights(key: str) -> None:
     ],
 )
 @pytest.mark.parametrize("save", [saved, safetensors])
+@pytest.mark.exhaustive
 def test_weights_of_a_wrapper_are_refused_with_the_way_to_the_model(
     wrap: Callable[[nn.Module], nn.Module], message: str, save: Any
 ) -> None:

@@ -14,6 +14,7 @@ from transforms.files.read_range import read_range
 from transforms.json_rows.decode import Decoded
 
 
+@pytest.mark.slow
 def test_fuzzed_files_of_every_kind_are_accounted_for() -> None:
     kinds = run_all(run_case, 1, float("inf"), 150)
     assert kinds.total() == 150

@@ -87,6 +87,7 @@ def test_keys_are_features_ids_and_output_fields(run: Any, tmp_path: Path, suffi
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.slow
 def test_a_key_that_is_also_a_column_must_agree(run: Any, tmp_path: Path, suffix: str) -> None:
     rows = {"a": [1.0, 1.0], "b": [2.0, 2.0], "c": [3.0, 3.0], "n": [7, 7]}
     put(tmp_path / f"in/n=7/c=3.0/rows.{suffix}", rows)
@@ -102,6 +103,7 @@ def test_a_missing_key_is_reported_with_similar_names(run: Any, tmp_path: Path) 
     assert_one_line_error(run(output_fields="dya"), 2, "dya", "did you mean 'day'")
 
 
+@pytest.mark.slow
 def test_files_are_chosen_by_their_keys(run: Any, tmp_path: Path) -> None:
     for day in ("2026-10-31", "2026-11-01", "2026-11-02", "__HIVE_DEFAULT_PARTITION__"):
         for hour in (9, 10):

@@ -96,6 +96,7 @@ def test_folders_of_a_delta_table_may_have_any_value(tmp_path: Path) -> None:
     assert sorted(value or "" for value in values) == sorted(days)
 
 
+@pytest.mark.slow
 def test_an_iceberg_table_is_read_at_the_latest_or_another_snapshot(
     run: Any, iceberg: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_an_iceberg_table_is_read_at_the_latest_or_another_snapshot(
 
 
 @pytest.mark.parametrize("form", ["position deletes", "a deletion vector"])
+@pytest.mark.slow
 def test_rows_that_iceberg_removes_singly_are_not_scored(
     run: Any, iceberg: Path, tmp_path: Path, form: str
 ) -> None:

@@ -185,6 +185,7 @@ def test_the_name_of_an_exception_reveals_nothing() -> None:
     assert refused.message == "m:f raised LookupError"
 
 
+@pytest.mark.slow
 def test_what_a_function_prints_is_not_among_the_report(
     myteam: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:

@@ -156,7 +156,7 @@ from = [
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     """A folder with the model of raw_model.py and a sample."""
-    (tmp_path / "model.pt2").write_bytes(model_bytes(tmp_path))
+    (tmp_path / "model.pt2").write_bytes(model_bytes())
     pq.write_table(sample(), tmp_path / "rows.parquet")
     return tmp_path
 

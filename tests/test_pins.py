@@ -113,6 +113,7 @@ def test_an_unchanged_file_is_read_completely(
 
 @CHANGES
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.exhaustive
 def test_a_file_that_changes_while_it_is_read_is_an_error(
     name: str, change: Callable[[Path], None], make_manifest: Any, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
 
 @CHANGES
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.exhaustive
 def test_a_file_that_changes_after_it_was_planned_is_an_error(
     name: str, change: Callable[[Path], None], make_manifest: Any, tmp_path: Path
 ) -> None:

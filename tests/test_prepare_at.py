@@ -132,6 +132,7 @@ def assert_equal(got: pa.Array, wanted: pa.Array) -> None:
 
 @pytest.mark.parametrize("rows", [1, 7, 100])
 @pytest.mark.parametrize("prepare_at", PLACES)
+@pytest.mark.exhaustive
 def test_both_places_give_the_answers_of_a_model_in_the_worker(
     package: Package, served: Running, prepare_at: Any, rows: int
 ) -> None:

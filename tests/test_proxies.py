@@ -47,6 +47,7 @@ def dead_proxy() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "https_proxy"])
+@pytest.mark.slow
 def test_a_run_on_this_machine_needs_no_proxy(
     name: str,
     dead_proxy: str,

@@ -148,6 +148,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.exhaustive
 def test_rows_of_every_kind_of_file_get_the_same_results(
     run: Callable[..., Result], tmp_path: Path, name: str
 ) -> None:
@@ -167,6 +168,7 @@ def test_rows_of_every_kind_of_file_get_the_same_results(
         {"kind": pa.string_view(), "amount": pa.decimal128(10, 2), "limit": pa.int32()},
     ],
 )
+@pytest.mark.exhaustive
 def test_typed_columns_get_the_same_results(
     run: Callable[..., Result], tmp_path: Path, changes: dict[str, pa.DataType]
 ) -> None:
@@ -214,6 +216,7 @@ def test_a_missing_column_is_named_with_a_similar_one(
     assert_one_line_error(result, 1, "needs column 'kind'", "did you mean 'kinds'")
 
 
+@pytest.mark.slow
 def test_a_row_may_lack_a_column_that_is_filled_and_no_other(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -320,6 +323,7 @@ def test_messages_of_avro_get_the_tensors_of_files(package: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+@pytest.mark.exhaustive
 def test_letters_are_replayed_with_another_package(
     run: Callable[..., Result],
     run_command: RunCommand,
@@ -381,6 +385,7 @@ def test_a_table_gets_the_same_results(
 
 
 @pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.slow
 def test_text_that_is_stored_as_a_dictionary_is_read_as_one(
     package: Path, run: Callable[..., Result], tmp_path: Path, dictionary: bool
 ) -> None:

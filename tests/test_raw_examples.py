@@ -132,6 +132,7 @@ def same(got: Any, wanted: Any) -> bool:
     return bool(got == wanted)
 
 
+@pytest.mark.exhaustive
 def test_a_batch_scores_all_rows_but_the_faulty_ones(made: Example, batch: Results) -> None:
     assert batch.scored.keys() | batch.refused.keys() == made.rows.keys()
     assert 0 < len(batch.refused) < ROWS // 20
@@ -147,6 +148,7 @@ def test_a_batch_scores_all_rows_but_the_faulty_ones(made: Example, batch: Resul
 
 
 @pytest.mark.parametrize("prepare_at", ["auto", "worker", "server"])
+@pytest.mark.slow
 def test_an_endpoint_gives_the_results_of_the_batch(
     made: Example,
     served: Running,
@@ -163,6 +165,7 @@ def test_an_endpoint_gives_the_results_of_the_batch(
     assert_agree(of_batch(tmp_path / "r"), batch)
 
 
+@pytest.mark.slow
 def test_a_server_gives_the_results_of_the_batch(
     made: Example, served: Running, batch: Results
 ) -> None:

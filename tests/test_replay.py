@@ -24,7 +24,7 @@ import pytest
 from apache_beam.internal.gcp import auth
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from apache_beam.runners.worker import data_plane
-from command_line import Result, RunCommand, assert_one_line_error
+from command_line import Result, RunCommand, assert_one_line_error, words
 from pubsub_mailbox import Mailbox
 from same_scores import assert_scores
 
@@ -33,6 +33,7 @@ from examples.transactions.data import FEATURES
 from model_handlers.package import read_manifest
 from pipelines import batch_local
 from pipelines.beam_args import beam_flags
+from pipelines.command import main
 from pipelines.options import all_flags
 from pipelines.replay import command as replay
 from pipelines.stream import subscription
@@ -112,17 +113,27 @@ def ids_of(letters: list[dict[str, Any]]) -> list[str]:
     return sorted(letter["row_id"] for letter in letters)
 
 
+@pytest.fixture(scope="module")
+def scored(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run `r` of batch_local over the example."""
+    out = tmp_path_factory.mktemp("scored") / "out"
+    flags = {
+        "input_files": example / "transactions.parquet",
+        "model": example / "model",
+        "id_column": "transaction_id",
+        "output_fields": "encoded,Amount,Class",
+        "output_files": out,
+        "run_id": "r",
+        "direct_num_workers": 1,
+    }
+    assert main(batch_local.COMMAND, words(flags)) == 0
+    return out
+
+
 @pytest.fixture
-def letters(run: Callable[..., Result], example: Path, tmp_path: Path) -> list[dict[str, Any]]:
+def letters(scored: Path, tmp_path: Path) -> list[dict[str, Any]]:
     """The dead letters of a run `r` of batch_local over the example, in tmp_path / out."""
-    source = example / "transactions.parquet"
-    code, _, err = run(
-        batch_local,
-        input_files=source,
-        id_column="transaction_id",
-        output_fields="encoded,Amount,Class",
-    )
-    assert (code, err) == (0, "")
+    shutil.copytree(scored, tmp_path / "out")
     found = dead_letters(tmp_path / "out/r")
     assert len(found) == ROWS // 100
     return found
@@ -180,6 +191,7 @@ def test_a_row_that_a_fixed_package_accepts_is_scored_as_if_it_had_never_failed(
     assert replayed["Class"].to_pylist() == [str(x) for x in expected["Class"].to_pylist()]
 
 
+@pytest.mark.slow
 def test_the_same_replay_again_replaces_the_first(
     run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -195,6 +207,7 @@ def test_the_same_replay_again_replaces_the_first(
     assert set(reports(out)) == {"r", seen[0][0]}
 
 
+@pytest.mark.slow
 def test_another_replay_scores_the_last_dead_letter_of_each_row(
     run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -254,6 +267,7 @@ def test_without_matching_dead_letters_no_run_starts(
 
 
 @pytest.mark.parametrize("ids", ["q", "r,q"])
+@pytest.mark.exhaustive
 def test_a_replay_of_an_unknown_run_fails_and_lists_the_runs(
     run: Callable[..., Result], letters: list[dict[str, Any]], tmp_path: Path, ids: str
 ) -> None:
@@ -264,6 +278,7 @@ def test_a_replay_of_an_unknown_run_fails_and_lists_the_runs(
     assert list(reports(tmp_path / "out")) == ["r"]
 
 
+@pytest.mark.slow
 def test_a_replay_with_the_same_package_fails_and_keeps_the_dead_letters(
     run: Callable[..., Result], letters: list[dict[str, Any]], example: Path, tmp_path: Path
 ) -> None:
@@ -281,6 +296,7 @@ def test_a_replay_with_the_same_package_fails_and_keeps_the_dead_letters(
     assert {x["attempts"] for x in again} == {2}
 
 
+@pytest.mark.slow
 def test_rows_of_csv_are_read_as_their_columns_were(
     run: Callable[..., Result], example: Path, cured: Path, tmp_path: Path
 ) -> None:
@@ -309,6 +325,7 @@ def test_rows_of_csv_are_read_as_their_columns_were(
     assert replayed.num_rows == len(before) - 2 >= 2
 
 
+@pytest.mark.slow
 def test_equal_rows_of_equal_ids_are_all_replayed(
     run: Callable[..., Result], example: Path, tmp_path: Path
 ) -> None:
@@ -420,6 +437,7 @@ def test_a_signal_ends_a_replay_and_leaves_nothing_staged(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["r"]
 
 
+@pytest.mark.slow
 def test_letters_of_streams_and_of_batch_runs_are_not_replayed_together(
     run: Callable[..., Result],
     letters: list[dict[str, Any]],
@@ -440,6 +458,7 @@ def test_letters_of_streams_and_of_batch_runs_are_not_replayed_together(
     assert list(reports(tmp_path / "out")) == ["r"]
 
 
+@pytest.mark.slow
 def test_with_several_workers_no_timer_sends_a_buffer_that_is_being_written(
     run: Callable[..., Result],
     letters: list[dict[str, Any]],

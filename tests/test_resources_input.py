@@ -316,6 +316,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("refusal", "methods", "message"), FAULTS)
+@pytest.mark.exhaustive
 def test_a_refusal_by_google_is_reported_in_one_line_with_the_changes_made(
     refusal: Refusal,
     methods: list[str],

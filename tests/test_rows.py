@@ -111,6 +111,7 @@ def test_every_row_is_good_or_bad_and_in_order(
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 100])
+@pytest.mark.exhaustive
 def test_batches_are_limited_and_lose_no_row(make_manifest: Make, batch_rows: int) -> None:
     rows = [GOOD | {"n": str(i)} for i in range(10)] + [{"n": str(i)} for i in range(10, 12)]
     with beam.Pipeline(runner="FnApiRunner") as pipeline:

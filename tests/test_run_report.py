@@ -279,6 +279,7 @@ class CountingCommit(CommitRun):
 
 
 @pytest.mark.parametrize("batches", [1, 4_000])
+@pytest.mark.slow
 def test_what_reaches_the_commit_does_not_grow_with_the_number_of_batches(
     folder: RunFolder, provenance: Provenance, batches: int
 ) -> None:

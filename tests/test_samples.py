@@ -33,7 +33,7 @@ def as_json(table: pa.Table) -> list[str]:
 
 def test_files_of_each_format_make_the_same_package(tmp_path: Path) -> None:
     table = sample(60)
-    (tmp_path / "model.pt2").write_bytes(model_bytes(tmp_path))
+    (tmp_path / "model.pt2").write_bytes(model_bytes())
     (tmp_path / "spec.toml").write_text(SPEC)
     pq.write_table(table.slice(0, 40), tmp_path / "a.parquet")
     pq.write_table(table.slice(40), tmp_path / "b.parquet")
@@ -104,7 +104,7 @@ def test_a_sample_that_cannot_be_read_is_reported_in_one_line(
     code: int,
     message: str,
 ) -> None:
-    (tmp_path / "model.pt2").write_bytes(model_bytes(tmp_path))
+    (tmp_path / "model.pt2").write_bytes(model_bytes())
     (tmp_path / "empty.csv").write_text("a,b\n")
     (tmp_path / "a.txt").write_text("a,b\n")
     options = ["--output", str(tmp_path / "p"), *(text.format(tmp_path) for text in arguments)]
@@ -117,7 +117,7 @@ def test_a_sample_that_cannot_be_read_is_reported_in_one_line(
 def test_the_module_reads_one_parquet_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "model.pt2").write_bytes(model_bytes(tmp_path))
+    (tmp_path / "model.pt2").write_bytes(model_bytes())
     arguments = [str(tmp_path / "model.pt2"), "--output", str(tmp_path / "p")]
     assert main([*arguments, "--sample", "a.parquet,b.parquet"]) == 2
     assert "`millrace package` reads several files" in capsys.readouterr().err

@@ -186,6 +186,7 @@ def test_the_model_of_a_run_in_this_process_is_loaded_once_for_all_bundles(run: 
     assert len(stream_in_process._loaded) == before + 1
 
 
+@pytest.mark.slow
 def test_messages_are_deduplicated_and_gathered_before_they_are_scored(run: Run) -> None:
     bodies = [GOOD] * 30
     twice = [raw(i, body) for i, body in enumerate(bodies)] * 2

@@ -979,6 +979,7 @@ class Linear(nn.Module):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+@pytest.mark.slow
 def test_a_compiled_model_answers_the_same(package: Package) -> None:
     module = Linear()
     path, manifest = package(module, SCORES, "pt2", golden=golden(module))

@@ -325,6 +325,7 @@ def test_a_bare_model_is_refused_before_a_run_starts(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_report_has_the_accepted_difference(tmp_path: Path) -> None:
     sample = rows_of(50)
     for flags, accepted in (([], None), (["--allow_batch_dependence", "0.5"], 0.5)):
@@ -341,6 +342,7 @@ def test_the_report_has_the_accepted_difference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2])
+@pytest.mark.exhaustive
 def test_a_model_that_squeezes_scores_a_last_batch_of_one_row(
     tmp_path: Path, batch_rows: int
 ) -> None:

@@ -66,6 +66,7 @@ def test_all_batches_of_a_bundle_go_to_one_file(folder: RunFolder) -> None:
     assert file.name.startswith("token-scores-")
 
 
+@pytest.mark.slow
 def test_a_large_bundle_is_split_into_files(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

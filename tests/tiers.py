@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def tier_of(item: pytest.Function) -> str:
         return "bench"
     if uses_emulators(item):
         return "emulators"
-    names = set(references(functions_of(item)))
+    names = frozenset[str]().union(*map(names_used_by, functions_of(item)))
     packages = {name.partition(".")[0] for name in names}
     if packages & PROCESSES or names & STARTS_PROCESSES or "beam_processes" in item.fixturenames:
         return "process"
@@ -66,23 +67,26 @@ def functions_of(item: pytest.Function) -> Iterator[Any]:
             yield definition.func
 
 
-def references(functions: Iterable[Any]) -> Iterator[str]:
-    """Yield the full names that functions use, also through other code of the tests."""
-    waiting, seen = list(functions), set()
+@cache
+def names_used_by(function: Any) -> frozenset[str]:
+    """Return the full names that a function uses, also through other code of the tests."""
+    names, waiting, seen = set(), [function], set()
     while waiting:
         value = waiting.pop()
         if isinstance(value, types.ModuleType):
-            yield value.__name__
+            names.add(value.__name__)
         elif isinstance(value, type | types.FunctionType) and id(value) not in seen:
             seen.add(id(value))
-            yield f"{value.__module__}.{value.__qualname__}"
-            if is_of_tests(value):
+            names.add(f"{value.__module__}.{value.__qualname__}")
+            if is_of_tests(value.__module__):
                 waiting += parts(value) if isinstance(value, type) else used(value)
+    return frozenset(names)
 
 
-def is_of_tests(value: Any) -> bool:
-    """Return whether a function or class is defined in the tests."""
-    file = getattr(sys.modules.get(value.__module__), "__file__", None)
+@cache
+def is_of_tests(module: str) -> bool:
+    """Return whether a module is in the folder of the tests."""
+    file = getattr(sys.modules.get(module), "__file__", None)
     return file is not None and Path(file).parent == TESTS
 
 

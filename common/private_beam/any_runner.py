@@ -6,6 +6,7 @@ tests/test_private_beam.py lists the names and fails if a release of Beam moves 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -34,10 +35,15 @@ class FlagParser(_BeamArgumentParser):
 
 def flag_parser() -> FlagParser:
     """Return the parser of all flags of Beam and its runners."""
+    return _parser_of(tuple(k for k in PipelineOptions.__subclasses__() if k not in _carried))
+
+
+@functools.lru_cache(maxsize=1)
+def _parser_of(kinds: tuple[type[PipelineOptions], ...]) -> FlagParser:
+    # Building it takes longer than parsing with it.
     parser = FlagParser(allow_abbrev=False)
-    for kind in PipelineOptions.__subclasses__():
-        if kind not in _carried:
-            kind._add_argparse_args(parser)
+    for kind in kinds:
+        kind._add_argparse_args(parser)
     return parser
 
 

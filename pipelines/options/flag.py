@@ -111,8 +111,9 @@ def build_parser(
     )
     for kind in kinds:
         group = parser.add_argument_group((kind.__doc__ or "").strip().splitlines()[0].rstrip("."))
+        hints = typing.get_type_hints(kind)
         for f in dataclasses.fields(kind):
-            _add_flag(group, f, typing.get_type_hints(kind)[f.name])
+            _add_flag(group, f, hints[f.name])
     return parser
 
 
@@ -178,11 +179,11 @@ def parse_flags(
     groups: dict[type[Any], Any] = {}
     splits: list[Split] = []
     for kind in kinds:
-        values = {}
+        values, hints = {}, typing.get_type_hints(kind)
         for f in dataclasses.fields(kind):
             value = getattr(known, f.name)
             if value is not None:
-                values[f.name] = _checked(f, typing.get_type_hints(kind)[f.name], value)
+                values[f.name] = _checked(f, hints[f.name], value)
                 splits += _splits(f, value, values[f.name])
         groups[kind] = kind(**values)
     return Parsed(groups, beam_args, tuple(splits))
