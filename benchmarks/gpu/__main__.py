@@ -57,6 +57,7 @@ class Measurement:
         self.device = find_devices(args.device)[0]
         self._ways = runners(self.device)
         self._gpu = self.device.type == "cuda"
+        self.threads = torch.get_num_threads()
         self.quick: bool = args.quick
         self.end = time.perf_counter() + args.seconds
         self._output: Path = args.output
@@ -108,11 +109,15 @@ class Measurement:
 
     def _model(self, subject: Subject) -> Record:
         torch.manual_seed(0)
+        torch.set_num_threads(self.threads)
         on_cpu = subject.make().eval()
         module = self._on_device(copy.deepcopy(on_cpu))
         golden, cpu = subject.draw(subject.golden, 99), torch.device("cpu")
         size = PassSize(subject.rows)
         expected = Scorer(module=on_cpu, device=cpu, runner=Plain(cpu), size=size).score(golden)
+        # Workers run torch's operations on the CPU in one thread; only the answers of the CPU above
+        # were computed by all.
+        torch.set_num_threads(1)
         name = subject.name
         self.section(
             f"{name}_precisions", lambda: self._precisions(module, subject, golden, expected)

@@ -12,9 +12,9 @@ from common.memory import is_of_memory
 # The share of the free memory of a GPU that a pass may use: the copies of another batch and
 # fragments of free memory need the rest.
 SHARE = 0.8
-# The rows with which the memory of a row is measured. The larger number is the most that a pass
-# may use before it is known how much memory a row needs.
-FEW, MANY = 8, 64
+# The memory of a row is measured from this many rows on, with TIMES as many rows each time, until a
+# pass uses ENOUGH of the free memory. In small passes, what kernels use for themselves hides it.
+FEW, TIMES, ENOUGH = 8, 8, 1 / 64
 # A smaller size is kept for this many full passes before a larger one is tried.
 PATIENCE, MOST_PATIENCE = 64, 4096
 
@@ -104,15 +104,21 @@ def rows_that_fit(peak: Callable[[int], int], free: int, most: int) -> int:
     Returns:
         A number from 1 to `most`.
     """
-    few, many = min(FEW, most), min(MANY, most)
-    if few == many:
-        return most
-    peak(few)  # The first pass also allocates what later passes share.
-    low, high = peak(few), peak(many)
-    per_row = (high - low) / (many - few)
+    rows = min(FEW, most)
+    peak(rows)  # The first pass also allocates what later passes share.
+    used = peak(rows)
+    per_row = used / rows
+    # Not even a pass that uses memory for rows alone may use more than is free.
+    while rows < most and TIMES * used <= free:
+        more = min(TIMES * rows, most)
+        higher = peak(more)
+        per_row = (higher - used) / (more - rows)
+        rows, used = more, higher
+        if used >= ENOUGH * free:
+            break
     if per_row <= 0:
         return most
-    fixed = max(low - few * per_row, 0)
+    fixed = max(used - rows * per_row, 0)
     return max(min(int((SHARE * free - fixed) / per_row), most), 1)
 
 
