@@ -1,13 +1,10 @@
 """The streaming sink: whatever the service does, no row is lost and no wait is endless."""
 
 import datetime
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -15,41 +12,40 @@ import grpc
 import orjson
 import pyarrow as pa
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, IntervalWindow, TimestampedValue
-from google.api_core import exceptions
+from append_server import TABLE, Service, end_call, ids, refuse, services, threads_since, write
+from docs_pages import blocks
 from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
-from google.rpc import status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 from waiting import wait_until
 
-from cloud.clients import Cloud
-from cloud.endpoints import Endpoints
 from common.errors import OutputError
 from common.record_batch import OUTPUTS, sized
 from examples.local_cloud import LocalCloud
 from model_handlers.manifest import Manifest
 from transforms.bigquery import append as append_rows
 from transforms.bigquery.append import (
-    REQUEST_BYTES,
     WRITTEN,
     AppendToTable,
-    DefaultStream,
-    append,
     conform_to_table,
+    leave_out,
 )
 from transforms.bigquery.schema import JSON_METADATA, TableName, arrow_schema, table_fields
 from transforms.encode import choose_fields, encode
 from transforms.provenance import Provenance
 
-TABLE = TableName("some-project", "d", "t")
-ROOT = Path(__file__).parent.parent
+Serve = Callable[..., Service]
+Code = grpc.StatusCode
 
 
-def ids(*values: str | None) -> pa.RecordBatch:
-    return pa.record_batch({"id": pa.array(values, pa.string())})
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    with services() as start:
+        yield start
 
 
 # Rows that are written
@@ -72,17 +68,16 @@ def test_each_row_is_written_once_or_refused_however_many_faults_a_response_name
         return {i: f"bad {names[i]}" for i in named}
 
     every = [f"r{i}" for i in range(rows)]
-    refused = append(ids(*every), send)
+    refused = leave_out(ids(*every), send(ids(*every)), send)
     assert written == [name for name in every if name not in bad]
     assert refused == {i: f"bad {name}" for i, name in enumerate(every) if name in bad}
 
 
 @pytest.mark.parametrize("index", [-1, 3, 1 << 40])
 def test_refusing_a_row_that_was_not_sent_raises_an_error_instead_of_looping(index: int) -> None:
-    answers = iter([{0: "bad", index: "who?"}])
     message = rf"row {index} of a request that has only 3 rows \(who\?\): please report this"
     with pytest.raises(OutputError, match=message):
-        append(ids("a", "b", "c"), lambda _: next(answers))
+        leave_out(ids("a", "b", "c"), {0: "bad", index: "who?"}, lambda _: {})
 
 
 TEXTS = st.lists(st.none() | st.integers(0, 400).map(lambda n: "x" * n), max_size=40)
@@ -147,370 +142,6 @@ def test_rows_are_converted_to_the_types_that_the_api_expects() -> None:
         {"run_id": "r", "encoded": [0.5, 1.0], "list": []},
         {"run_id": "r", "encoded": [2.0, 3.0], "list": [1]},
     ]
-
-
-# Responses of the service
-
-
-class Service:
-    """A server of BigQuery's AppendRows that handles each request as the next answer says."""
-
-    def __init__(self, *answers: "Answer", then: "Answer | None" = None) -> None:
-        self._answers = iter(answers)
-        self._then = then or write
-        self.requests: list[list[str]] = []
-        self.sizes: list[int] = []
-        self.written: list[str] = []
-        self.connections: list[grpc.ServicerContext] = []
-        self.over = threading.Event()
-        method = grpc.stream_stream_rpc_method_handler(
-            self._append_rows, None, types.AppendRowsResponse.serialize
-        )
-        name = "google.cloud.bigquery.storage.v1.BigQueryWrite"
-        self._server = grpc.server(
-            ThreadPoolExecutor(64), options=[("grpc.max_receive_message_length", -1)]
-        )
-        self._server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(name, {"AppendRows": method})]
-        )
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        self._server.start()
-
-    def cloud(self, retry_seconds: float = 60.0) -> Cloud:
-        """A Cloud whose Storage Write API is this server."""
-        return Cloud(
-            "some-project", Endpoints(bigquerystorage=f"127.0.0.1:{self.port}"), retry_seconds
-        )
-
-    def stream(self, retry_seconds: float = 60.0) -> DefaultStream:
-        """An unopened stream of rows with one column `id`."""
-        return DefaultStream(self.cloud(retry_seconds), TABLE, ids().schema)
-
-    def stop(self) -> None:
-        """End all connections."""
-        self.over.set()
-        self._server.stop(None)
-
-    def _append_rows(
-        self, requests: Iterator[bytes], context: grpc.ServicerContext
-    ) -> Iterator[types.AppendRowsResponse]:
-        self.connections.append(context)
-        schema = None
-        for raw in requests:
-            request = types.AppendRowsRequest.deserialize(raw)
-            if schema is None:
-                assert request.write_stream == f"{TABLE.path}/streams/_default"
-                sent = request.arrow_rows.writer_schema.serialized_schema
-                schema = pa.ipc.read_schema(pa.py_buffer(sent))
-            data = request.arrow_rows.rows.serialized_record_batch
-            rows = pa.ipc.read_record_batch(pa.py_buffer(data), schema).column(0).to_pylist()
-            self.requests.append(rows)
-            self.sizes.append(len(raw))
-            answer = next(self._answers, self._then)(self, rows, context)
-            if answer is None:
-                return
-            yield answer
-
-
-Answer = Callable[[Service, list[str], grpc.ServicerContext], types.AppendRowsResponse | None]
-
-
-def write(service: Service, rows: list[str], _: grpc.ServicerContext) -> types.AppendRowsResponse:
-    service.written.extend(rows)
-    return types.AppendRowsResponse(append_result={})
-
-
-def end_call(code: grpc.StatusCode, *, written: bool = False) -> Answer:
-    """End the call with a status, before or after the rows are written."""
-
-    def answer(service: Service, rows: list[str], context: grpc.ServicerContext) -> None:
-        service.written.extend(rows if written else [])
-        context.abort(code, "said by the service")
-
-    return answer
-
-
-def say(code: grpc.StatusCode) -> Answer:
-    """Respond with an error, and continue the call."""
-    status = status_pb2.Status(code=code.value[0], message="said by the service")
-    return lambda *_: types.AppendRowsResponse(error=status)
-
-
-def refuse(*bad: str | None) -> Answer:
-    """Refuse rows with these names, and write the others."""
-
-    def answer(
-        service: Service, rows: list[str], context: grpc.ServicerContext
-    ) -> types.AppendRowsResponse:
-        faults = [(i, row) for i, row in enumerate(rows) if row in bad]
-        if not faults:
-            return write(service, rows, context)
-        return types.AppendRowsResponse(
-            error=status_pb2.Status(code=3, message="rows are bad"),
-            row_errors=[types.RowError(index=i, message=f"bad {row}") for i, row in faults],
-        )
-
-    return answer
-
-
-def hang(service: Service, rows: list[str], context: grpc.ServicerContext) -> None:
-    service.over.wait()
-
-
-def leave(service: Service, rows: list[str], context: grpc.ServicerContext) -> None:
-    """End the call without an error and without a response."""
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Service]]:
-    services: list[Service] = []
-
-    def start(*answers: Answer, then: Answer | None = None) -> Service:
-        services.append(Service(*answers, then=then))
-        return services[-1]
-
-    yield start
-    for service in services:
-        service.stop()
-
-
-def threads_since(before: set[threading.Thread]) -> list[threading.Thread]:
-    """Return new threads of clients; the threads of the test servers are left out."""
-    now = set(threading.enumerate()) - before
-    return [thread for thread in now if not thread.name.startswith("ThreadPool")]
-
-
-Serve = Callable[..., Service]
-Code = grpc.StatusCode
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        end_call(Code.UNAVAILABLE),
-        end_call(Code.UNKNOWN),
-        end_call(Code.ABORTED),
-        end_call(Code.CANCELLED),
-        say(Code.RESOURCE_EXHAUSTED),
-        say(Code.INTERNAL),
-        say(Code.UNAVAILABLE),
-        leave,
-    ],
-)
-def test_after_a_transient_error_rows_are_sent_again_over_a_new_connection(
-    serve: Serve, fault: Answer
-) -> None:
-    service = serve(write, fault)
-    stream = service.stream()
-    assert stream.send(ids("a")) == stream.send(ids("b")) == stream.send(ids("c")) == {}
-    assert service.requests == [["a"], ["b"], ["b"], ["c"]]
-    assert service.written == ["a", "b", "c"]
-    assert len(service.connections) == 2
-    stream.close()
-
-
-def test_rows_whose_response_was_lost_are_written_twice_rather_than_not_at_all(
-    serve: Serve,
-) -> None:
-    service = serve(end_call(Code.UNAVAILABLE, written=True))
-    stream = service.stream()
-    assert stream.send(ids("a", "b")) == {}
-    assert service.written == ["a", "b", "a", "b"]
-    stream.close()
-
-
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        (say(Code.INVALID_ARGUMENT), exceptions.InvalidArgument),
-        (say(Code.PERMISSION_DENIED), exceptions.PermissionDenied),
-        (end_call(Code.INVALID_ARGUMENT), exceptions.InvalidArgument),
-        (end_call(Code.PERMISSION_DENIED), exceptions.PermissionDenied),
-        (end_call(Code.UNAUTHENTICATED), exceptions.Unauthenticated),
-        (end_call(Code.NOT_FOUND), exceptions.NotFound),
-        (end_call(Code.UNIMPLEMENTED), exceptions.MethodNotImplemented),
-    ],
-)
-def test_a_permanent_error_is_raised_at_once_with_the_message_of_the_service(
-    serve: Serve, fault: Answer, kind: type[Exception]
-) -> None:
-    service = serve(fault)
-    stream = service.stream()
-    with pytest.raises(kind, match="said by the service"):
-        stream.send(ids("a"))
-    assert service.requests == [["a"]]
-    # The runner may retry the bundle.
-    assert stream.send(ids("a")) == {}
-    stream.close()
-
-
-class Clock:
-    """A clock that only advances during sleeps."""
-
-    def __init__(self) -> None:
-        self.sleeps: list[float] = []
-
-    def monotonic(self) -> float:
-        return sum(self.sleeps)
-
-    def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-
-
-def test_pauses_grow_to_ten_seconds_until_the_time_for_retries_is_up(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr(append_rows, "time", clock)
-    service = serve(then=end_call(Code.UNAVAILABLE))
-    stream = service.stream(retry_seconds=120.0)
-    with pytest.raises(exceptions.RetryError, match="said by the service"):
-        stream.send(ids("a"))
-    longest = [min(0.1 * 2**i, 10.0) for i in range(len(clock.sleeps))]
-    assert all(half / 2 <= pause <= half for pause, half in zip(clock.sleeps, longest, strict=True))
-    assert 110.0 <= sum(clock.sleeps) <= 120.0
-    assert len(service.requests) == len(clock.sleeps) + 1
-
-
-def test_a_connection_that_hangs_is_replaced_by_another_one(serve: Serve) -> None:
-    service = serve(hang)
-    stream = service.stream(retry_seconds=1.0)
-    assert stream.send(ids("a")) == {}
-    service.over.set()
-    assert stream.send(ids("b")) == {}
-    assert service.written == ["a", "b"]
-    assert len(service.connections) == 2
-    stream.close()
-
-
-def test_a_service_that_never_responds_is_given_up_on(serve: Serve) -> None:
-    service = serve(then=hang)
-    stream = service.stream(retry_seconds=0.4)
-    with pytest.raises(exceptions.RetryError, match="no response within"):
-        stream.send(ids("a"))
-    # The client has closed its connections.
-    wait_until(lambda: not any(c.is_active() for c in service.connections))
-
-
-def test_a_service_that_cannot_be_reached_is_given_up_on(serve: Serve) -> None:
-    service = serve()
-    service.stop()
-    with pytest.raises(exceptions.RetryError, match="connect"):
-        service.stream(retry_seconds=0.4).send(ids("a"))
-
-
-def test_a_connection_that_the_service_closed_while_idle_is_opened_again(serve: Serve) -> None:
-    service = serve()
-    stream = service.stream()
-    assert stream.send(ids("a")) == {}
-    service.connections[0].cancel()
-    assert stream.send(ids("b")) == {}
-    assert service.written == ["a", "b"]
-    stream.close()
-
-
-def test_refused_rows_are_returned_by_index_and_keep_the_connection_open(serve: Serve) -> None:
-    service = serve(then=refuse("b", "d"))
-    stream = service.stream()
-    assert stream.send(ids(*"abcd")) == {1: "bad b", 3: "bad d"}
-    assert service.written == []
-    assert append(ids(*"abcd"), stream.send) == {1: "bad b", 3: "bad d"}
-    assert service.written == ["a", "c"]
-    assert len(service.connections) == 1
-    stream.close()
-
-
-def test_an_interrupted_send_does_not_leave_its_response_to_the_next(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = serve(refuse("a"))
-    stream = service.stream()
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(append_rows, "next", interrupted, raising=False)
-        with pytest.raises(KeyboardInterrupt):
-            stream.send(ids("a"))
-    assert stream.send(ids("b")) == {}
-    stream.close()
-
-
-def test_concurrent_streams_share_one_client_and_receive_their_own_responses(serve: Serve) -> None:
-    service = serve(then=refuse(*(f"bad{i}" for i in range(8))))
-
-    def run(i: int) -> list[dict[int, str]]:
-        stream = service.stream()
-        sent = [stream.send(ids(f"fine{i}.{k}")) for k in range(10)]
-        sent.append(stream.send(ids("x", f"bad{i}")))
-        stream.close()
-        return sent
-
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(run, range(8)))
-    assert answers == [[{}] * 10 + [{1: f"bad bad{i}"}] for i in range(8)]
-    assert sorted(service.written) == sorted(f"fine{i}.{k}" for i in range(8) for k in range(10))
-    assert service.cloud().bigquery_write() is service.cloud().bigquery_write()
-
-
-def test_closed_and_broken_streams_leave_no_thread_and_no_connection_behind(serve: Serve) -> None:
-    service = serve(then=refuse())
-    broken = serve(then=end_call(Code.PERMISSION_DENIED))
-
-    def once() -> None:
-        stream = service.stream(retry_seconds=3600.0)
-        stream.send(ids("a"))
-        stream.close()
-        stream.close()
-        with pytest.raises(exceptions.PermissionDenied):
-            broken.stream().send(ids("a"))
-
-    once()
-    before = set(threading.enumerate())
-    for _ in range(25):
-        once()
-    wait_until(lambda: not threads_since(before))
-    wait_until(lambda: not any(c.is_active() for c in service.connections))
-
-
-def test_a_process_ends_whatever_state_its_connections_are_in(serve: Serve) -> None:
-    program = """
-import sys, threading
-import pyarrow as pa
-from cloud.clients import Cloud
-from cloud.endpoints import Endpoints
-from transforms.bigquery.append import DefaultStream
-from transforms.bigquery.schema import TableName
-
-rows = pa.record_batch({"id": pa.array(["a"])})
-table = TableName("some-project", "d", "t")
-streams = [
-    DefaultStream(Cloud("p", Endpoints(bigquerystorage=address), 3600.0), table, rows.schema)
-    for address in sys.argv[1:]
-]
-fine, broken, hanging = streams
-fine.send(rows)
-try:
-    broken.send(rows)
-except Exception as error:
-    print(type(error).__name__)
-threading.Thread(target=hanging.send, args=(rows,), daemon=True).start()
-sys.stdin.read()
-"""
-    fine, broken, hanging = serve(), serve(then=end_call(Code.NOT_FOUND)), serve(then=hang)
-    addresses = [f"127.0.0.1:{service.port}" for service in (fine, broken, hanging)]
-    with subprocess.Popen(
-        [sys.executable, "-c", program, *addresses],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        wait_until(lambda: len(hanging.requests) == 1)
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert output == "NotFound\n"
 
 
 # The transform
@@ -622,17 +253,6 @@ def test_a_row_too_large_for_an_append_becomes_a_dead_letter_and_the_largest_fit
     assert service.written == [small, fits]
 
 
-def test_the_largest_append_is_within_the_limit_of_the_api(serve: Serve) -> None:
-    service = serve()
-    stream = service.stream()
-    rows = ids("x" * (REQUEST_BYTES - 4))
-    assert rows.nbytes == REQUEST_BYTES
-    stream.send(rows)
-    # "The size of a single AppendRowsRequest must be less than 20 MB in size."
-    assert REQUEST_BYTES < service.sizes[0] < 20_000_000
-    stream.close()
-
-
 def test_values_that_a_column_of_the_table_cannot_hold_become_dead_letters(
     serve: Serve, provenance: Provenance
 ) -> None:
@@ -723,6 +343,43 @@ def test_counts_and_failures_keep_the_windows_and_the_times_of_their_rows(
         assert_that(failures | "F" >> beam.Map(placed), equal_to(refused), label="Failures")
     # All windows were in one bundle.
     assert len(service.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "workers", "processes"), [("multi_threading", 8, 1), ("multi_processing", 3, 3)]
+)
+def test_a_process_has_one_connection_to_a_table_however_many_threads_append(
+    serve: Serve,
+    provenance: Provenance,
+    beam_processes: None,
+    mode: str,
+    workers: int,
+    processes: int,
+) -> None:
+    service = serve(then=slowly)
+    sink = AppendToTable(
+        cloud=service.cloud(), table=TABLE, schema=ids().schema, provenance=provenance
+    )
+    options = PipelineOptions(direct_num_workers=workers, direct_running_mode=mode)
+    names = [f"r{i}" for i in range(64)]
+    with beam.Pipeline("FnApiRunner", options) as pipeline:
+        # The worker processes do not find the modules of the tests.
+        batches = beam.Map(lambda name: pa.record_batch({"id": [name]}))
+        rows = pipeline | beam.Create(names) | beam.Reshuffle() | batches
+        rows.element_type = pa.RecordBatch
+        rows | sink
+    assert sorted(service.written) == sorted(names)
+    assert len(service.requests) >= workers
+    assert 1 <= len(service.connections) <= processes
+
+
+def slowly(
+    service: Service, rows: list[str], context: grpc.ServicerContext
+) -> types.AppendRowsResponse:
+    """Write rows only when several threads have sent some, or after a moment."""
+    with suppress(AssertionError):
+        wait_until(lambda: service.received >= 8, seconds=0.2)
+    return write(service, rows, context)
 
 
 # On the emulator
@@ -899,7 +556,8 @@ def test_no_row_is_missing_after_the_service_crashes_and_restarts(
     back = threading.Thread(target=emulators.bigquery.start)
 
     def crash() -> None:
-        assert rows_of(emulators, table)
+        # Requests are sent without waiting for the answers.
+        wait_until(lambda: rows_of(emulators, table))
         emulators.bigquery.kill()
         back.start()
 
@@ -921,3 +579,108 @@ def test_no_row_is_missing_after_the_service_crashes_and_restarts(
     # At least once: an append whose response was lost has been written twice.
     expected = {f"{i}.{k}" for i in range(6) for k in range(100)}
     assert {row["id"] for row in rows_of(emulators, table)} == expected
+
+
+def test_the_view_of_the_guide_reads_each_row_once(
+    emulators: LocalCloud, dataset: str, provenance: Provenance
+) -> None:
+    rows = pa.record_batch(
+        {
+            "row_id": ["a", "b", "a", "a"],
+            "score": [1.0, 2.0, 3.0, 4.0],
+            "scored_at": pa.array([1, 1, 3, 2], pa.timestamp("us", tz="UTC")),
+        }
+    )
+    table = make_table(emulators, dataset, table_fields(rows.schema))
+    sink = AppendToTable(
+        cloud=emulators.cloud, table=table, schema=rows.schema, provenance=provenance
+    )
+    run(sink, [rows], 4)
+    # A response that was lost: the same rows once more.
+    run(sink, [rows], 4)
+    (view,) = [block for page, block in blocks("sql") if page == "docs/how-to/streams.md"]
+    names = {"scores_once": "once", "scores_stream": table.table, "PROJECT.dataset": dataset}
+    for name, own in names.items():
+        view = view.replace(name, own)
+    client = emulators.cloud.bigquery()
+    client.query_and_wait(view)
+    found = client.query_and_wait(f"SELECT row_id, score FROM `{dataset}.once` ORDER BY row_id")
+    assert [tuple(row.values()) for row in found] == [("a", 3.0), ("b", 2.0)]
+
+
+CHANGES: list[Callable[[], object]] = []
+
+
+def batches_around_a_change(_: None) -> Iterator[pa.RecordBatch]:
+    yield pa.record_batch({"id": ["before"], "n": [1]})
+    CHANGES.pop()()
+    yield pa.record_batch({"id": ["after"], "n": [2]})
+
+
+def append_around(
+    servers: LocalCloud, table: TableName, provenance: Provenance, change: str, check: Any
+) -> None:
+    """Append a row, change the table by a query, and append another row, in one bundle."""
+    client = servers.cloud.bigquery()
+    schema = pa.schema([("id", pa.string()), ("n", pa.int64())])
+
+    def alter() -> None:
+        wait_until(lambda: rows_of(servers, table))
+        client.query_and_wait(change.format(table=f"`{table}`"))
+
+    CHANGES[:] = [alter]
+    # Each batch is an append of its own.
+    sink = AppendToTable(
+        cloud=servers.cloud, table=table, schema=schema, provenance=provenance, batch_bytes=1
+    )
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([None]) | beam.FlatMap(batches_around_a_change)
+        assert_that((rows | sink).failures, check)
+
+
+@pytest.fixture
+def numbered(emulators: LocalCloud, dataset: str) -> TableName:
+    """A table with the columns `id` and `n`."""
+    schema = pa.schema([("id", pa.string()), ("n", pa.int64())])
+    return make_table(emulators, dataset, table_fields(schema))
+
+
+def test_rows_are_written_on_after_the_table_gains_a_column(
+    emulators: LocalCloud, numbered: TableName, provenance: Provenance
+) -> None:
+    change = "ALTER TABLE {table} ADD COLUMN more STRING"
+    append_around(emulators, numbered, provenance, change, equal_to([]))
+    rows = sorted(rows_of(emulators, numbered), key=lambda row: str(row["id"]))
+    assert rows == [{"id": name, "n": n, "more": None} for name, n in (("after", 2), ("before", 1))]
+
+
+def test_rows_with_a_column_that_the_table_loses_are_dead_letters(
+    emulators: LocalCloud, numbered: TableName, provenance: Provenance
+) -> None:
+    change = "ALTER TABLE {table} DROP COLUMN n"
+    check = records(after=("refused", "no such field: n"))
+    append_around(emulators, numbered, provenance, change, check)
+    assert rows_of(emulators, numbered) == [{"id": "before"}]
+
+
+def test_a_table_that_is_deleted_fails_the_bundle_and_gets_rows_when_it_is_made_again(
+    emulators: LocalCloud, numbered: TableName, provenance: Provenance
+) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written: .*check the project"):
+        append_around(emulators, numbered, provenance, "DROP TABLE {table}", equal_to([]))
+    make_table(
+        emulators,
+        f"{numbered.project}.{numbered.dataset}",
+        [
+            bigquery.SchemaField("id", "STRING"),
+            bigquery.SchemaField("n", "INT64"),
+        ],
+    )
+    sink = AppendToTable(
+        cloud=emulators.cloud,
+        table=numbered,
+        schema=pa.schema([("id", pa.string()), ("n", pa.int64())]),
+        provenance=provenance,
+    )
+    run(sink, [pa.record_batch({"id": ["again"], "n": [3]})], 1)
+    assert rows_of(emulators, numbered) == [{"id": "again", "n": 3}]

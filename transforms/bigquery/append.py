@@ -1,8 +1,11 @@
 """AppendToTable: record batches appended to a BigQuery table as they arrive.
 
-Rows are sent as Arrow over the Storage Write API, in pure Python. They are visible at once. Each
-row is written at least once: an append is sent again if its response is lost, and the runner may
-repeat a bundle, so readers should take one row per id.
+Rows are sent as Arrow over the Storage Write API, in pure Python. They are visible at once. The
+threads of a process share a connection (append_stream.py). A bundle sends its requests one after
+the other, and waits for the answers at its end.
+
+Each row is written at least once: an append is sent again if its response is lost, and the runner
+may repeat a bundle, so readers should take one row per id.
 
 To write each row exactly once, appends would need offsets, and a repeated bundle would have to
 send the same rows at the same offsets. Beam's Python SDK does not promise such bundles. A batch
@@ -11,33 +14,33 @@ run writes each row exactly once (transforms/bigquery/destination.py).
 
 from __future__ import annotations
 
-import queue
-import random
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
-import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.utils.windowed_value import WindowedValue
-from google.api_core import exceptions
-from google.api_core.gapic_v1 import routing_header
-from google.cloud.bigquery_storage_v1 import types
 
 from cloud.clients import Cloud
-from cloud.errors import current_call, is_passing, short_reason, translate_errors
+from cloud.errors import translate_errors
 from common.errors import OutputError
 from common.memory import check_memory
 from common.plain_json import to_json
 from common.record_batch import concat_batches, sized, to_rows
-from common.retry_notices import Retried
 from model_handlers.isolate import isolate
 from model_handlers.without_values import without_cells
+from transforms.bigquery.append_stream import (
+    Append,
+    DefaultStream,
+    release_stream,
+    share_stream,
+)
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
 from transforms.bigquery.unfit import null_elements
 from transforms.dead_letters import Fault, failure_batch
@@ -54,28 +57,28 @@ PAYLOAD_BYTES = 9_000_000
 WRITTEN = "written"
 
 
-def append(
-    rows: pa.RecordBatch, send: Callable[[pa.RecordBatch], Mapping[int, str]]
+def leave_out(
+    rows: pa.RecordBatch,
+    faults: Mapping[int, str],
+    send: Callable[[pa.RecordBatch], Mapping[int, str]],
 ) -> dict[int, str]:
-    """Append rows, leaving out the refused ones until all others are written.
+    """Write the rows of a request that was refused because of some rows, without those rows.
 
     Args:
-        rows: The rows to write.
-        send: Writes all rows of a batch or none. Returns a message for each refused row, by the
-            row's index in that batch; nothing if all rows were written.
+        rows: The rows of the request.
+        faults: The answer to the request: a message for each refused row, by its index; nothing
+            if all rows were written.
+        send: Writes all rows of a batch or none, and answers in the same way.
 
     Returns:
-        The message of each refused row, by its index in `rows`.
+        The message of each row that was not written, by its index in `rows`.
 
     Raises:
-        OutputError: `send` refused a row that it was not given.
+        OutputError: An answer refuses a row that was not sent.
     """
     refused: dict[int, str] = {}
     left = np.arange(rows.num_rows)
-    while len(left):
-        faults = send(rows if len(left) == rows.num_rows else rows.take(pa.array(left)))
-        if not faults:
-            break
+    while faults:
         for index, message in faults.items():
             if not 0 <= index < len(left):
                 raise OutputError(
@@ -84,6 +87,7 @@ def append(
                 )
             refused[int(left[index])] = message
         left = np.delete(left, list(faults))
+        faults = send(rows.take(pa.array(left))) if len(left) else {}
     return refused
 
 
@@ -130,141 +134,21 @@ def _unfit(row: pa.RecordBatch, schema: pa.Schema) -> Fault:
     return Fault("refused", "the row does not match the table's schema")
 
 
-class AppendConnection:
-    """A call of AppendRows, which takes requests and responds to each in order.
+class _Sent(NamedTuple):
+    """The rows of a request, and the request; None if a single row is too large for one."""
 
-    It uses the bare stub. The client's own method would retry with requests that have already
-    been consumed, and its AppendRowsStream waits without a limit and does not report the cause of
-    a failure.
+    rows: pa.RecordBatch
+    append: Append | None
 
-    Args:
-        client: A BigQueryWriteClient.
-        stream: The full name of the stream to append to.
-    """
-
-    def __init__(self, client: Any, stream: str) -> None:
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        header = routing_header.to_grpc_metadata({"write_stream": stream})
-        self._call = client.transport.append_rows(
-            iter(self._requests.get, None), metadata=(header,)
-        )
-        self._late = False
-
-    def ask(self, request: types.AppendRowsRequest, seconds: float) -> types.AppendRowsResponse:
-        """Send a request and return its response.
-
-        Args:
-            request: The rows to append.
-            seconds: How long to wait for the response.
-
-        Raises:
-            GoogleAPICallError: The request failed, the connection was closed (Aborted), or no
-                response arrived in time (DeadlineExceeded). The connection cannot be used again.
-        """
-        watch = threading.Timer(seconds, self._give_up)
-        watch.start()
-        self._requests.put(request)
-        try:
-            return next(self._call)
-        except StopIteration:
-            raise exceptions.Aborted("the connection was closed before the response") from None
-        except grpc.RpcError as error:
-            if self._late:
-                raise exceptions.DeadlineExceeded(f"no response within {seconds:g} s") from error
-            raise exceptions.from_grpc_error(error) from error
-        finally:
-            watch.cancel()
-
-    def _give_up(self) -> None:
-        self._late = True
-        self._call.cancel()
-
-    def close(self) -> None:
-        """End the call, and the thread in which gRPC waits for requests."""
-        self._requests.put(None)
-        self._call.cancel()
-
-
-class DefaultStream:
-    """The default stream of a table, with a connection that is opened when needed.
-
-    Args:
-        cloud: Makes the client, and limits retries.
-        table: The table to append to.
-        schema: The Arrow schema of the rows that are sent.
-    """
-
-    def __init__(self, cloud: Cloud, table: TableName, schema: pa.Schema) -> None:
-        self._cloud = cloud
-        self._name = f"{table.path}/streams/_default"
-        self._schema = schema.serialize().to_pybytes()
-        self._connection: AppendConnection | None = None
-
-    def send(self, rows: pa.RecordBatch) -> dict[int, str]:
-        """Write all rows, or none of them if any is refused.
-
-        Transient errors are retried for `retry_seconds`.
-
-        Args:
-            rows: Rows of the stream's schema.
-
-        Returns:
-            The message of each refused row, by its index; empty if all rows were written.
-
-        Raises:
-            GoogleAPIError: The append failed, or kept failing with transient errors.
-        """
-        data = rows.serialize().to_pybytes()
-        deadline, delay = time.monotonic() + self._cloud.retry_seconds, 0.1
-        with Retried(current_call()) as retried:
-            while True:
-                try:
-                    return self._ask(data)
-                except exceptions.GoogleAPICallError as error:
-                    # The service ends a call early with Cancelled; another call may succeed.
-                    if not (is_passing(error) or isinstance(error, exceptions.Cancelled)):
-                        raise
-                    wait = delay * random.uniform(0.5, 1.0)
-                    if time.monotonic() + wait > deadline:
-                        raise exceptions.RetryError("", error) from error
-                    retried.failed(short_reason(error), deadline - time.monotonic())
-                time.sleep(wait)
-                delay = min(delay * 2, 10.0)
-
-    def _ask(self, data: bytes) -> dict[int, str]:
-        """Send serialized rows once, and return the messages of refused rows.
-
-        The connection is closed if it fails.
-        """
-        request = types.AppendRowsRequest()
-        # Set the bare protobuf message: proto-plus would copy the bytes once more.
-        types.AppendRowsRequest.pb(request).arrow_rows.rows.serialized_record_batch = data
-        if self._connection is None:
-            self._connection = AppendConnection(self._cloud.bigquery_write(), self._name)
-            request.write_stream = self._name
-            request.arrow_rows.writer_schema.serialized_schema = self._schema
-        try:
-            # Half the time, to leave some for another connection if this one hangs.
-            answer = self._connection.ask(request, self._cloud.retry_seconds / 2)
-            if answer.row_errors:
-                return {int(error.index): str(error.message) for error in answer.row_errors}
-            if answer.error.code:
-                raise exceptions.from_grpc_status(answer.error.code, answer.error.message)
-        except BaseException:
-            # A late response would be mistaken for the response to the next request.
-            self.close()
-            raise
-        return {}
-
-    def close(self) -> None:
-        """Close the connection; the next rows open another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+    @property
+    def is_answered(self) -> bool:
+        return self.append is None or self.append.is_answered
 
 
 class _AppendDoFn(beam.DoFn):
-    """A DoFn that appends batches and yields ((`written`,), rows) for each append.
+    """A DoFn that appends batches and yields ((`written`,), rows) for each request.
+
+    It waits for the answers at the end of a bundle.
 
     Refused rows go to the output `failures`.
     """
@@ -278,9 +162,15 @@ class _AppendDoFn(beam.DoFn):
         self._stream: DefaultStream | None = None
 
     def setup(self) -> None:
-        self._stream = DefaultStream(self._cloud, self._table, self._schema)
+        self._stream = share_stream(self._cloud, self._table, self._schema)
 
     def start_bundle(self) -> None:
+        self._begin()
+        # What was sent and has not been answered, with the window and the time of the rows.
+        self._sent: deque[tuple[_Sent, Any, Any]] = deque()
+
+    def _begin(self) -> None:
+        """Start to gather rows for the next requests."""
         self._waiting: dict[Any, list[tuple[pa.RecordBatch, Any]]] = {}
         self._bytes, self._since = 0, time.monotonic()
 
@@ -303,41 +193,61 @@ class _AppendDoFn(beam.DoFn):
         if faults:
             yield self._failures(batch, faults, window, timestamp)
         if self._bytes >= self._limit or time.monotonic() - self._since > BATCH_SECONDS:
-            yield from self._flush()
+            self._flush()
+            yield from self._answers(wait=False)
 
     def finish_bundle(self) -> Iterator[Any]:
-        yield from self._flush()
+        self._flush()
+        yield from self._answers(wait=True)
 
     def teardown(self) -> None:
         if self._stream is not None:
-            self._stream.close()
+            release_stream(self._stream)
+            self._stream = None
 
-    def _flush(self) -> Iterator[Any]:
+    def _flush(self) -> None:
+        """Send the rows that are waiting, without waiting for the answers."""
+        assert self._stream is not None
         waiting = self._waiting
-        self.start_bundle()
+        self._begin()
         for window, batches in waiting.items():
             timestamp = max(time for _, time in batches)
             for rows in sized(concat_batches([rows for rows, _ in batches]), self._limit):
-                faults = self._append(rows)
-                written = ((WRITTEN,), rows.num_rows - len(faults))
-                yield WindowedValue(written, timestamp, (window,))
-                if faults:
-                    yield self._failures(rows, faults, window, timestamp)
+                with self._errors():
+                    append = None if rows.nbytes > REQUEST_BYTES else self._stream.start(rows)
+                self._sent.append((_Sent(rows, append), window, timestamp))
 
-    def _append(self, rows: pa.RecordBatch) -> dict[int, Fault]:
-        """Append rows within the limit, or one row beyond it; return the faults by index."""
-        if rows.nbytes > REQUEST_BYTES:
-            message = f"expected a row of at most {REQUEST_BYTES:,} bytes, got {rows.nbytes:,}"
+    def _answers(self, *, wait: bool) -> Iterator[Any]:
+        """Yield the counts and the failures of what was sent; without `wait`, of what is answered.
+
+        The memory of rows that are written becomes free.
+        """
+        while self._sent and (wait or self._sent[0][0].is_answered):
+            sent, window, timestamp = self._sent.popleft()
+            faults = self._faults(sent)
+            written = ((WRITTEN,), sent.rows.num_rows - len(faults))
+            yield WindowedValue(written, timestamp, (window,))
+            if faults:
+                yield self._failures(sent.rows, faults, window, timestamp)
+
+    def _faults(self, sent: _Sent) -> dict[int, Fault]:
+        """Wait until rows are written, and return the faults of the others by index."""
+        if sent.append is None:
+            size = sent.rows.nbytes
+            message = f"expected a row of at most {REQUEST_BYTES:,} bytes, got {size:,}"
             return {0: Fault("too_large", message)}
         assert self._stream is not None
-        with translate_errors(OutputError, f"table {self._table} cannot be written"):
-            refused = append(rows, self._stream.send)
+        with self._errors():
+            refused = leave_out(sent.rows, sent.append.refused(), self._stream.send)
         # BigQuery may quote the value that it refuses, and messages must not contain values.
-        bad = to_rows(rows.take(pa.array(list(refused), pa.int64())))
+        bad = to_rows(sent.rows.take(pa.array(list(refused), pa.int64())))
         return {
             index: Fault("refused", without_cells(message, row))
             for (index, message), row in zip(refused.items(), bad, strict=True)
         }
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return translate_errors(OutputError, f"table {self._table} cannot be written")
 
     def _failures(
         self, rows: pa.RecordBatch, faults: dict[int, Fault], window: Any, timestamp: Any
@@ -378,6 +288,6 @@ class AppendToTable(beam.PTransform):
     batch_bytes: int = BATCH_BYTES
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
-        """Apply one DoFn, which keeps its connection open between bundles."""
+        """Apply one DoFn, whose instances in a process share a connection."""
         dofn = _AppendDoFn(self.cloud, self.table, self.schema, self.provenance, self.batch_bytes)
         return split_outputs(batches, dofn, counts=True)
