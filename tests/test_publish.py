@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from cloud.endpoints import Endpoints
 from common.record_batch import OUTPUTS, to_rows
 from examples.local_cloud import LocalCloud
 from transforms.dead_letters import Fault, failure_batch
-from transforms.encode import OutputFields, encode
+from transforms.encode import ORDERING_KEY, OutputFields, encode
 from transforms.messages import publish
 from transforms.messages.message import Message, message_column
 from transforms.messages.publish import (
@@ -382,6 +383,49 @@ def test_without_dead_letters_a_row_too_large_for_a_message_is_an_error(
         run([rows], PublishBatches(cloud, TOPIC), nothing, nothing)
 
 
+# Ordering keys
+
+
+def keyed(*keys: str | None) -> pa.RecordBatch:
+    """Return rows with the ids 0, 1, ... and these ordering keys."""
+    return pa.record_batch(
+        {"row_id": [f"{i}" for i in range(len(keys))], ORDERING_KEY: pa.array(keys, pa.string())}
+    )
+
+
+def test_a_message_has_the_ordering_key_of_its_row_only_as_its_key() -> None:
+    messages = row_messages(keyed("a", None, "b"))
+    assert [message.ordering_key for message in messages] == ["a", "", "b"]
+    assert [json.loads(message.data) for message in messages] == [{"row_id": id} for id in "012"]
+
+
+def test_a_request_has_one_ordering_key_and_the_rows_of_a_key_keep_their_order(
+    topics: tuple[Topics, Cloud],
+) -> None:
+    service, cloud = topics
+    service.errors = [(grpc.StatusCode.UNAVAILABLE, "try again")] * 3
+    keys = [random.Random(7).choice(["a", "b", "c", None]) for _ in range(2_500)]
+    patient = Cloud(cloud.project, cloud.endpoints, 20.0)
+    run([keyed(*keys)], PublishBatches(patient, TOPIC), adds_up_to(2_500), nothing)
+    got: dict[str, list[str]] = {}
+    for request in service.requests:
+        (key,) = {message.ordering_key for message in request.messages}
+        got.setdefault(key, []).extend(m.attributes["row_id"] for m in request.messages)
+    wanted: dict[str, list[str]] = {}
+    for i, key in enumerate(keys):
+        wanted.setdefault(key or "", []).append(f"{i}")
+    assert got == wanted
+
+
+def test_an_error_of_one_ordering_key_fails_the_bundle_in_one_line(
+    topics: tuple[Topics, Cloud],
+) -> None:
+    service, cloud = topics
+    service.errors = [(grpc.StatusCode.PERMISSION_DENIED, "User not authorized.")]
+    with pytest.raises(Exception, match=f"topic {TOPIC} cannot be published to: User not auth"):
+        run([keyed(*"abc")], PublishBatches(cloud, TOPIC), nothing, nothing)
+
+
 # On Google's emulator
 
 
@@ -407,6 +451,29 @@ def test_a_subscriber_receives_exactly_what_was_published(
             Outgoing(m.message.data, dict(m.message.attributes)) for m in pulled.received_messages
         ]
     assert sorted(got, key=lambda m: m.data) == sorted(wanted, key=lambda m: m.data)
+
+
+def test_an_ordered_subscription_delivers_the_rows_of_a_key_in_order(
+    stream_emulators: LocalCloud,
+) -> None:
+    cloud = stream_emulators.cloud
+    name = f"projects/{cloud.project}/topics/t{uuid.uuid4().hex}"
+    subscription = name.replace("topics", "subscriptions")
+    cloud.publisher().create_topic(name=name)
+    ordered = {"name": subscription, "topic": name, "enable_message_ordering": True}
+    cloud.subscriber().create_subscription(request=ordered)
+    keys = [f"k{i % 7}" for i in range(300)]
+    run([keyed(*keys)], PublishBatches(cloud, name), adds_up_to(300), nothing)
+    got: dict[str, list[int]] = {}
+    while sum(map(len, got.values())) < 300:
+        pulled = cloud.subscriber().pull(subscription=subscription, max_messages=50)
+        for one in pulled.received_messages:
+            rows = got.setdefault(one.message.ordering_key, [])
+            rows.append(int(one.message.attributes["row_id"]))
+        cloud.subscriber().acknowledge(
+            subscription=subscription, ack_ids=[one.ack_id for one in pulled.received_messages]
+        )
+    assert got == {f"k{k}": list(range(k, 300, 7)) for k in range(7)}
 
 
 def test_a_missing_topic_is_an_error_on_the_emulator_too(

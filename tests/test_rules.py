@@ -246,6 +246,11 @@ def test_the_flags_that_a_command_needs_are_enough(command: Command) -> None:
             "--file_seconds has no effect without --output_files or --dead_letter_files",
         ),
         (STREAM, {"create_subscription": "true"}, "--create_subscription has no effect without --"),
+        (
+            STREAM,
+            {"output_topic": None, "output_files": "out", "keep_ordering_keys": "true"},
+            "--keep_ordering_keys has no effect without --output_topic: add it",
+        ),
     ],
     ids=lambda value: value.name if isinstance(value, Command) else "",
 )

@@ -248,6 +248,32 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
     assert stream.input.take(1) == []
 
 
+def test_results_keep_the_ordering_keys_of_their_messages_only_if_asked(stream: Stream) -> None:
+    keys = ["a", "b", "", "a"]
+    messages = [
+        {"data": body, "ordering_key": key}
+        for body, key in zip(stream.bodies(0, 4), keys, strict=True)
+    ]
+    sent: dict[str, str] = {}
+    for message, key in zip(messages, keys, strict=True):
+        answer = stream.cloud.cloud.publisher().publish(
+            topic=stream.input.topic, messages=[message]
+        )
+        sent[answer.message_ids[0]] = key
+    sinks: dict[str, Any] = {"output_topic": stream.output.topic, "output_files": stream.folder}
+    code, err = stream.run(**sinks, keep_ordering_keys=True)
+    assert code == 0, err
+    results = stream.output.take(4)
+    assert {one.attributes["row_id"]: one.ordering_key for one in results} == sent
+    assert {row["row_id"] for row in stream.files()} == sent.keys()
+    assert "millrace_ordering_key" not in stream.files()[0]
+    for message in messages:
+        stream.cloud.cloud.publisher().publish(topic=stream.input.topic, messages=[message])
+    code, err = stream.run(output_topic=stream.output.topic)
+    assert code == 0, err
+    assert [one.ordering_key for one in stream.output.take(4)] == [""] * 4
+
+
 def test_a_run_that_loses_a_message_fails(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = decode_messages.decode_counted
     monkeypatch.setattr(

@@ -44,6 +44,8 @@ from transforms.row_schemas import (
 
 _OWN = {ROW_ID, SCORE, *LINEAGE}
 ENCODED = "encoded"
+# The column with the ordering keys of messages, for EncodeRows.
+ORDERING_KEY = "millrace_ordering_key"
 
 _OF_STREAMS = {"event_time", "received_at", *WINDOW, *(name for name, _ in CARRIED)}
 
@@ -354,14 +356,23 @@ class EncodeRows(beam.PTransform):
         schema: The schema of all output batches. It is needed if the type of a source column can
             differ between batches. None keeps the types of each batch.
         origins: For columns whose files differ in type, these types and files, for messages.
+        ordering_keys: Whether to add the column ORDERING_KEY, with those of the messages that the
+            rows come from.
     """
 
     fields: OutputFields
     provenance: Provenance
     schema: pa.Schema | None = None
     origins: Mapping[str, str] | None = None
+    ordering_keys: bool = False
 
     def _encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        rows = self._conformed(batch)
+        if not self.ordering_keys:
+            return rows
+        return rows.append_column(ORDERING_KEY, batch.column(MESSAGE).field("ordering_key"))
+
+    def _conformed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         rows = encode(batch, self.fields, self.provenance, utc_now())
         if self.schema is None or rows.schema.equals(self.schema):
             return rows
@@ -373,3 +384,8 @@ class EncodeRows(beam.PTransform):
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
         """Apply one Map."""
         return typed(batches | beam.Map(self._encode))
+
+
+def without_ordering_keys(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Return rows without the column ORDERING_KEY."""
+    return rows.drop_columns(ORDERING_KEY)

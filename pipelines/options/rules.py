@@ -44,6 +44,7 @@ _NEEDS = {
     "cluster_by": ("output_table",),
     "write_disposition": ("output_table",),
     "create_subscription": ("input_topic",),
+    "keep_ordering_keys": ("output_topic",),
     "max_messages": ("input_subscription",),
 }
 # Flags that have no effect together with one of the others, and why.

@@ -116,6 +116,13 @@ class StreamSinkOptions:
         form=TOPIC,
         metavar="TOPIC",
     )
+    keep_ordering_keys: bool = flag(
+        "publish each result with the ordering key of the message that it comes from; one request "
+        "for each key, so it suits few keys",
+        False,
+        label="Keep ordering keys",
+        param_type="BOOLEAN",
+    )
     output_table: str | None = output_table_flag()
     output_files: str | None = flag(
         "folder for Parquet files: FOLDER/scores/DAY/TIME-*.parquet",

@@ -12,6 +12,7 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from cloud.clients import Cloud
 from common.errors import OutputError
+from common.record_batch import typed
 from model_handlers.manifest import Manifest
 from pipelines.stream.progress import (
     CountReceived,
@@ -23,7 +24,7 @@ from pipelines.stream.progress import (
 from transforms.bigquery.append import AppendToTable
 from transforms.bigquery.schema import TableName
 from transforms.dead_letter_schema import FAILURE_SCHEMA
-from transforms.encode import EncodeRows, OutputFields
+from transforms.encode import EncodeRows, OutputFields, without_ordering_keys
 from transforms.files.windows import WriteWindows
 from transforms.messages.decode import MESSAGE_BYTES, DecodeMessages, MessageFormat
 from transforms.messages.gather import DropDuplicates, GatherMessages
@@ -39,12 +40,15 @@ class StreamSinks:
     Attributes:
         folder: The folder of the scores, or of the dead letters.
         file_seconds: Each file holds the rows of this many seconds.
+        ordering_keys: Whether messages on the topic have the ordering keys of the messages that
+            their rows come from.
     """
 
     topic: str | None = None
     table: TableName | None = None
     folder: str | None = None
     file_seconds: int = 300
+    ordering_keys: bool = False
 
 
 @dataclass(kw_only=True)
@@ -93,9 +97,13 @@ class ScoreStream(beam.PTransform):
         predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
         predicted = read.good | "Predict" >> predict
         measured = predicted.good | "Latency" >> MeasureLatency()
-        encode = EncodeRows(self.fields, self.provenance, self.schema)
-        rows = measured | "Encode" >> encode
-        failures = [read.failures, predicted.failures, *self._write(rows)]
+        encode = EncodeRows(
+            self.fields, self.provenance, self.schema, ordering_keys=self.sinks.ordering_keys
+        )
+        encoded = rows = measured | "Encode" >> encode
+        if self.sinks.ordering_keys:
+            rows = typed(encoded | "WithoutKeys" >> beam.Map(without_ordering_keys))
+        failures = [read.failures, predicted.failures, *self._write(rows, encoded)]
         letters = failures | "Failures" >> beam.Flatten()
         self._write_failures(letters)
         received = (read.good, read.failures) | "Received" >> beam.Flatten()
@@ -106,12 +114,19 @@ class ScoreStream(beam.PTransform):
             rows | "CountDecisions" >> beam.Map(count_decided, decisions)
         return rows
 
-    def _write(self, rows: beam.PCollection[pa.RecordBatch]) -> list[beam.PCollection]:
-        """Write rows to the sinks; return the dead letters of rows that a sink refuses."""
+    def _write(
+        self, rows: beam.PCollection[pa.RecordBatch], keyed: beam.PCollection[pa.RecordBatch]
+    ) -> list[beam.PCollection]:
+        """Write rows to the sinks; return the dead letters of rows that a sink refuses.
+
+        Args:
+            rows: The rows.
+            keyed: The same rows for the topic, which may have ordering keys.
+        """
         to, refused = self.sinks, []
         if to.topic is not None:
             publish = PublishBatches(self.cloud, to.topic, "rows", self.provenance)
-            refused.append((rows | "PublishRows" >> publish).failures)
+            refused.append((keyed | "PublishRows" >> publish).failures)
         if to.table is not None:
             append = AppendToTable(
                 cloud=self.cloud, table=to.table, schema=self.schema, provenance=self.provenance

@@ -46,6 +46,7 @@ def open_sinks(
         _table(sink.output_table, "output_table", cloud),
         None if sink.output_files is None else os.path.join(sink.output_files, SCORES),
         sink.file_seconds,
+        sink.keep_ordering_keys,
     )
     letter_table = failures.dead_letter_table
     if not (failures.dead_letter_topic or failures.dead_letter_files):
