@@ -13,6 +13,7 @@ from apache_beam.io.gcp.bigquery_tools import BigQueryWrapper
 from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
 
+from benchmarks.bigquery import appends as bigquery_appends
 from benchmarks.bigquery import read as bigquery_read
 from benchmarks.bigquery import sinks as bigquery_sinks
 from benchmarks.bigquery import table as bigquery_table
@@ -292,3 +293,15 @@ def test_a_summary_of_runs_compares_the_highest_peak_with_the_target() -> None:
     assert found["targets"] == {"peak_mb": {"at_most": 1_000, "measured": 1_100.0}}
     assert found["cpu_us_per_row"]["median"] == 2.0
     assert found["runs"][0]["seconds"] == {"start-up": 1.0, "rest": 8.0}
+
+
+@pytest.mark.parametrize(("way", "connections"), [("shared", 1), ("own", 3)])
+def test_the_append_benchmark_counts_rows_and_connections(
+    way: str, connections: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bigquery_appends, "REQUESTS", 4)
+    monkeypatch.setattr(bigquery_appends, "ANSWER_SECONDS", (0.0, 0.01))
+    with bigquery_appends.serving() as service:
+        bigquery_appends.append(way, service.address, threads=3, requests=2)
+    assert service.connections == connections
+    assert read_report(capsys.readouterr().out).rows == 3 * 4 * bigquery_appends.REQUEST_ROWS
