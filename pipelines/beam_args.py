@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 from apache_beam.options.pipeline_options import (
+    DebugOptions,
     DirectOptions,
+    FlinkRunnerOptions,
     GoogleCloudOptions,
     PipelineOptions,
+    PortableOptions,
     SetupOptions,
     StandardOptions,
     TestOptions,
@@ -23,7 +26,7 @@ from common.errors import UsageError, one_line, suggest
 from common.private_beam.any_runner import flag_parser
 from pipelines.dataflow.job_name import job_name
 from pipelines.options import all_flags
-from pipelines.runners import IN_PROCESS, IN_PROCESS_STREAM, choose_runner, is_dataflow
+from pipelines.runners import IN_PROCESS, choose_runner, is_dataflow
 
 _FOLDERS = ("--temp_location", "--staging_location", "--template_location")
 _SECRET = re.compile(r"secret|password|token|connection_string|access_key|gbek")
@@ -83,9 +86,15 @@ def beam_options(
         raise UsageError(
             f"--direct_num_workers must be at least 0, got {direct.direct_num_workers}"
         )
+    standard.runner = runner
     if streaming:
         standard.streaming = True
-    standard.runner = runner
+        if runs_in_process(options) and direct.direct_num_workers != 1:
+            raise UsageError(
+                f"--direct_num_workers must be 1 for a stream, got {direct.direct_num_workers}: "
+                f"with several workers, Beam's {IN_PROCESS} forgets work that a step puts off, so "
+                "a stream would end at once; use --stream_readers to receive more messages"
+            )
     if runs_in_process(options) and not streaming and not any("direct_" in arg for arg in args):
         direct.direct_num_workers = os.cpu_count() or 1
         if direct.direct_num_workers > 1:
@@ -163,7 +172,20 @@ def _read_dry_run(options: PipelineOptions) -> None:
 
 def runs_in_process(options: PipelineOptions) -> bool:
     """Return whether the pipeline runs in this process or in its child processes."""
-    return options.view_as(StandardOptions).runner in (IN_PROCESS, IN_PROCESS_STREAM)
+    return options.view_as(StandardOptions).runner == IN_PROCESS
+
+
+def shares_process(options: PipelineOptions) -> bool:
+    """Return whether the workers are threads of this process, whatever the runner is."""
+    if runs_in_process(options):
+        return True
+    runner = str(options.view_as(StandardOptions).runner)
+    # Prism, and Flink if Beam starts it, have such workers by default.
+    master = options.view_as(FlinkRunnerOptions).flink_master
+    local = runner == "PrismRunner" or (runner == "FlinkRunner" and master.startswith("["))
+    kind = str(options.view_as(PortableOptions).environment_type or (local and "LOOPBACK")).upper()
+    processes = "use_loopback_process_worker=True"
+    return kind == "LOOPBACK" and processes not in (options.view_as(DebugOptions).experiments or ())
 
 
 def runs_on_dataflow(options: PipelineOptions) -> bool:

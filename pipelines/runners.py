@@ -1,10 +1,8 @@
 """The choice of the runner from the name in `--runner`, without loading it.
 
-A stream runs only where Pub/Sub is read without losing messages: on Dataflow, or in this process
-by PullMessages. Beam's other runners either have no source for Pub/Sub, and then fail late or hang,
-or acknowledge messages before they are processed. PortableRunner sends the pipeline to a job
-service, and no job service of Beam reads Pub/Sub. A runner that does not belong to Beam, given by
-the path of its class, is accepted.
+A stream reads Pub/Sub by Google's own source on Dataflow, and elsewhere by PullMessages, an
+unbounded splittable DoFn. The runners of _STREAMS support what it needs; others of Beam fail late
+or hang. A runner that does not belong to Beam, given by the path of its class, is accepted.
 """
 
 from __future__ import annotations
@@ -15,13 +13,14 @@ from common.errors import UsageError, similar, suggestion
 
 DATAFLOW = "DataflowRunner"
 IN_PROCESS = "FnApiRunner"
-IN_PROCESS_STREAM = "BundleBasedDirectRunner"
+_STREAMS = (DATAFLOW, IN_PROCESS, "PrismRunner", "FlinkRunner")
 
 _KNOWN = tuple(StandardOptions.KNOWN_RUNNER_NAMES)
 # Beam has this runner, but does not list it in KNOWN_RUNNER_NAMES.
 _DASK = "DaskRunner"
-# By default, these download another runner, Prism, and start it as a second process.
-_DIRECT = ("DirectRunner", "SwitchingDirectRunner")
+# By default, the first two download another runner, Prism, and start it as a second process. The
+# third is an old runner of streams.
+_DIRECT = ("DirectRunner", "SwitchingDirectRunner", "BundleBasedDirectRunner")
 # Beam accepts the names in upper or lower case, with or without `Runner` at the end.
 _BY_SHORT_WORD = {name.lower().removesuffix("runner"): name for name in (*_KNOWN, _DASK)}
 _BY_WORD = {name.lower(): name for name in (*_KNOWN, _DASK)} | _BY_SHORT_WORD
@@ -39,7 +38,7 @@ def choose_runner(name: str | None, *, streaming: bool) -> str:
     """
     runner = None if name is None else _full_name(name)
     if runner is None or runner in _DIRECT:
-        return IN_PROCESS_STREAM if streaming else IN_PROCESS
+        return IN_PROCESS
     if streaming:
         _check_reads_pubsub(str(name), runner)
     if runner == _DASK:
@@ -79,12 +78,9 @@ def _is_beams(runner: str) -> bool:
 
 def _check_reads_pubsub(given: str, runner: str) -> None:
     """Raise UsageError unless a stream can read Pub/Sub with this runner."""
-    if runner in (DATAFLOW, IN_PROCESS_STREAM) or not _is_beams(runner):
+    if runner in _STREAMS or not _is_beams(runner):
         return
-    own = ""
-    if runner == "PortableRunner":
-        own = "; if your job service reads Pub/Sub, pass the path of a runner class for it"
     raise UsageError(
-        f"--runner {given} cannot read a stream from Pub/Sub: use {DATAFLOW}, or leave out "
-        f"--runner to run in this process{own}"
+        f"--runner {given} cannot read a stream from Pub/Sub: use one of {', '.join(_STREAMS)}, or "
+        "leave out --runner to run in this process"
     )

@@ -30,7 +30,7 @@ def test_the_table_has_a_line_for_each_scenario_and_their_sum() -> None:
     assert last.split()[:2] == ["all", "1,002"]
     assert set(METHOD) == set(first.split()[1:])
     assert sum(SHARES.values()) == 300
-    assert sum(PRISM_SHARES.values()) == 50
+    assert sum(PRISM_SHARES.values()) == 110
     assert {name.rpartition(" ")[2] for name in PRISM_SHARES} == set(VICTIMS)
 
 

@@ -215,8 +215,8 @@ def test_the_first_progress_line_with_rows_warns_once(
             return self.looks > 5
 
     tally = Tally(scored=3, unseen={"ID": "id_column"}, latencies=[np.ones(1)])
-    ending, quiet = in_process._Ending(None, 0.0), SimpleNamespace(quiet_seconds=0.0)
-    for _ in in_process._reported(Running(), quiet, tally, 0, ending):  # type: ignore[arg-type]
+    intake = SimpleNamespace(waits_until=None)
+    for _ in in_process._reported(Running(), intake, tally, 0):  # type: ignore[arg-type]
         pass
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1

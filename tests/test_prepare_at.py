@@ -52,7 +52,6 @@ from model_handlers.steps.raw import RAW_TYPES, become
 from model_handlers.steps.values import from_values
 from pipelines.endpoint_check import Way, find_way
 from pipelines.options import EndpointOptions
-from pipelines.stream.in_process import KeptModelHandler
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 PLACES = ("worker", "server")
@@ -481,20 +480,12 @@ def test_a_row_is_made_up_if_there_are_no_known_good_rows(tmp_path: Path) -> Non
         known_raw(strict, None, PackagedSteps(strict, str(folder)).load())
 
 
-def test_a_stream_in_this_process_finds_the_steps_of_the_package(package: Package) -> None:
-    handler = handler_for("http://nowhere.invalid", *package, prepare_at="server")
-    kept = KeptModelHandler(handler)
-    assert (kept.package, kept.code) == (str(package[0]), handler.code)
-
-
 def test_raw_rows_of_a_stream_are_sent_raw(package: Package) -> None:
     folder, manifest = package
     with faulty_endpoint(raw_predictor(folder, manifest)) as endpoint:
-        kept = KeptModelHandler(
-            handler_for(endpoint.predict_url, folder, manifest, prepare_at="server")
-        )
-        model = kept.load_model()
-        (answer,) = kept.run_inference([validated(folder, manifest, some_rows(40))], model)
+        handler = handler_for(endpoint.predict_url, folder, manifest, prepare_at="server")
+        model = handler.load_model()
+        (answer,) = handler.run_inference([validated(folder, manifest, some_rows(40))], model)
         model.client.close()
     assert_right(package, answer)
     assert set(endpoint.requests[0].instances[0]) == set(manifest.features)

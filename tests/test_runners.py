@@ -13,28 +13,28 @@ from common.errors import RunnerError, UsageError
 from examples.local_cloud import LocalCloud, free_port
 from pipelines import batch_local, stream_local
 from pipelines.batch.elsewhere import run_elsewhere
-from pipelines.beam_args import beam_options, runs_in_process, runs_on_dataflow
+from pipelines.beam_args import beam_options, runs_in_process, runs_on_dataflow, shares_process
 from pipelines.command import Command, main
 from pipelines.launch.command import PIPELINES
 from pipelines.replay.command import COMMAND as REPLAY
 from pipelines.runners import choose_runner, is_dataflow
 
-STREAM, BATCH = "BundleBasedDirectRunner", "FnApiRunner"
+HERE = "FnApiRunner"
 DASK = "apache_beam.runners.dask.dask_runner.DaskRunner"
 # Each runner of Beam: the runner that a batch run and a stream get, None if it is rejected.
 CHOSEN: dict[str, tuple[str | None, str | None]] = {
-    "BundleBasedDirectRunner": (STREAM, STREAM),
+    "BundleBasedDirectRunner": (HERE, HERE),
     "DaskRunner": (None, None),
     "DataflowRunner": ("DataflowRunner", "DataflowRunner"),
-    "DirectRunner": (BATCH, STREAM),
-    "FlinkRunner": ("FlinkRunner", None),
-    "FnApiRunner": (BATCH, None),
+    "DirectRunner": (HERE, HERE),
+    "FlinkRunner": ("FlinkRunner", "FlinkRunner"),
+    "FnApiRunner": (HERE, HERE),
     "InteractiveRunner": ("InteractiveRunner", None),
     "KafkaStreamsRunner": ("KafkaStreamsRunner", None),
     "PortableRunner": ("PortableRunner", None),
-    "PrismRunner": ("PrismRunner", None),
+    "PrismRunner": ("PrismRunner", "PrismRunner"),
     "SparkRunner": ("SparkRunner", None),
-    "SwitchingDirectRunner": (BATCH, STREAM),
+    "SwitchingDirectRunner": (HERE, HERE),
     "TestDataflowRunner": ("TestDataflowRunner", None),
     "TestDirectRunner": ("TestDirectRunner", None),
 }
@@ -73,12 +73,12 @@ def test_a_runner_is_chosen_in_every_spelling(
         assert "leave out --runner" in line
         assert "\n" not in line
         assert ("loses rows" in line) != streaming
-        assert ("cannot read a stream from Pub/Sub: use DataflowRunner" in line) == streaming
+        assert ("cannot read a stream from Pub/Sub: use one of DataflowRunner" in line) == streaming
 
 
 def test_a_batch_run_and_a_stream_without_a_runner_run_in_this_process() -> None:
-    assert choose_runner(None, streaming=False) == BATCH
-    assert choose_runner(None, streaming=True) == STREAM
+    assert choose_runner(None, streaming=False) == HERE
+    assert choose_runner(None, streaming=True) == HERE
     for streaming in (False, True):
         assert runs_in_process(beam_options([], streaming=streaming))
         assert runs_in_process(beam_options(["--runner=direct"], streaming=streaming))
@@ -136,11 +136,30 @@ def test_a_negative_number_of_workers_is_rejected() -> None:
         beam_options(["--direct_num_workers=-4"])
 
 
-def test_the_error_for_portable_runner_says_what_to_do_if_the_job_service_reads_pubsub() -> None:
-    with pytest.raises(
-        UsageError, match="if your job service reads Pub/Sub, pass the path of a runner class"
-    ):
-        choose_runner("portable", streaming=True)
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_stream_in_this_process_has_one_worker(number: int) -> None:
+    with pytest.raises(UsageError, match=r"must be 1 for a stream, got .*; use --stream_r"):
+        beam_options([f"--direct_num_workers={number}"], streaming=True)
+
+
+@pytest.mark.parametrize(
+    ("args", "shared"),
+    [
+        ([], True),
+        (["--runner=PrismRunner"], True),
+        (["--runner=PrismRunner", "--environment_type=LOOPBACK"], True),
+        (["--runner=PrismRunner", "--environment_type=EXTERNAL"], False),
+        (["--runner=PrismRunner", "--experiments=use_loopback_process_worker=True"], False),
+        (["--runner=FlinkRunner"], True),
+        (["--runner=FlinkRunner", "--flink_master=flink:8081"], False),
+        (
+            ["--runner=FlinkRunner", "--flink_master=flink:8081", "--environment_type=loopback"],
+            True,
+        ),
+    ],
+)
+def test_whether_workers_are_threads_of_this_process(args: list[str], shared: bool) -> None:
+    assert shares_process(beam_options(args, streaming=True)) == shared
 
 
 @pytest.mark.parametrize("typed", ["dask", "DaskRunner", DASK])
@@ -149,7 +168,7 @@ def test_dask_is_rejected_before_its_own_flags_are(typed: str) -> None:
         beam_options(["--runner", typed, "--dask_client_address", "localhost:1"])
 
 
-@pytest.mark.parametrize("typed", ["Flink", "spark", "PrismRunner", DASK, "FnApiRunner"])
+@pytest.mark.parametrize("typed", ["portable", "spark", "PortableRunner", DASK])
 @pytest.mark.parametrize("command", ["stream_local", "stream_vertex"])
 def test_a_stream_is_rejected_in_one_line_before_any_request(
     command: str, typed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -182,10 +201,10 @@ def test_no_subscription_is_created_for_a_rejected_stream(
     topic = f"{place}/topics/t{uuid.uuid4().hex}"
     cloud.publisher().create_topic(name=topic)
     argv = ["--input_topic", topic, "--create_subscription", "--model", "/no/model"]
-    argv += ["--output_topic", f"{place}/topics/out", "--runner", "PrismRunner"]
+    argv += ["--output_topic", f"{place}/topics/out", "--runner", "SparkRunner"]
     argv += ["--api_endpoints", f"pubsub={stream_emulators.endpoints.pubsub}"]
     assert main(stream_local.COMMAND, argv) == 2
-    assert "PrismRunner cannot read a stream from Pub/Sub" in capsys.readouterr().err
+    assert "SparkRunner cannot read a stream from Pub/Sub" in capsys.readouterr().err
     assert list(cloud.publisher().list_topic_subscriptions(topic=topic)) == []
 
 

@@ -28,9 +28,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from model_handlers.manifest import Manifest
 from model_handlers.torch_model import TorchModelHandler
-from pipelines.stream import in_process as stream_in_process
 from pipelines.stream.graph import ScoreStream, StreamSinks
-from pipelines.stream.in_process import KeptModelHandler
 from pipelines.stream.progress import start_tally, summary
 from transforms.bigquery.schema import TableName
 from transforms.encode import OutputFields, choose_fields, output_schema
@@ -80,7 +78,6 @@ def run(
         source: beam.PTransform,
         runner: str = "FnApiRunner",
         change: Callable[[OutputFields], OutputFields] = lambda fields: fields,
-        keep_model: bool = False,
         **given: Any,
     ) -> Scored:
         folder = tmp_path_factory.mktemp("run")
@@ -90,7 +87,7 @@ def run(
         graph = ScoreStream(
             source=source,
             message_format=read,
-            handler=KeptModelHandler(handler) if keep_model else handler,
+            handler=handler,
             manifest=manifest,
             fields=fields,
             provenance=provenance,
@@ -165,7 +162,7 @@ def test_every_message_becomes_a_row_or_a_dead_letter(run: Run, bodies: list[Any
     assert "balance       rows received = scored + dead letters" in scored.summary
 
 
-def test_bundles_are_scored_one_by_one_on_the_runner_of_streams(run: Run) -> None:
+def test_bundles_are_scored_one_by_one(run: Run) -> None:
     source = Script()
     for start in range(0, 60, 20):
         # Beam's source for that runner returns objects instead of bytes.
@@ -174,16 +171,6 @@ def test_bundles_are_scored_one_by_one_on_the_runner_of_streams(run: Run) -> Non
     scored = run(source.advance_watermark_to_infinity(), "BundleBasedDirectRunner")
     assert scored.ids == sorted(f"m{i}" for i in range(60))
     assert scored.reasons == {("decode", "invalid_json"): 6}
-
-
-def test_the_model_of_a_run_in_this_process_is_loaded_once_for_all_bundles(run: Run) -> None:
-    source = Script()
-    for i in range(4):
-        source = source.add_elements([raw(i, GOOD)])
-    source, before = source.advance_watermark_to_infinity(), len(stream_in_process._loaded)
-    scored = run(source, "BundleBasedDirectRunner", keep_model=True)
-    assert scored.ids == [f"m{i}" for i in range(4)]
-    assert len(stream_in_process._loaded) == before + 1
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ import pytest
 import torch
 from command_line import words
 from google.api_core import exceptions
+from prism_runner import prism_flags
 from pubsub_mailbox import Mailbox
 from raw_endpoint import expected, some_rows, write_golden_package
 from raw_model import FAULTS as RAW_FAULTS
@@ -180,7 +181,19 @@ def only(rows: Iterable[dict[str, Any]], key: str, value: str) -> dict[str, Any]
 # Complete runs
 
 
-def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) -> None:
+PLACES = ["here", "prism", "prism process"]
+
+
+def runner_flags(place: str) -> dict[str, Any]:
+    """Return the flags for a run in this process, on Prism, or on Prism with another process."""
+    if place == "here":
+        return {}
+    own = {"experiments": "use_loopback_process_worker=True"} if place.endswith("process") else {}
+    return prism_flags() | own
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream, place: str) -> None:
     first, second = stream.bodies(0, 200), stream.bodies(200, 390)
     carried = json.dumps(
         {**stream.rows[0], "test_id": "", "sequence": 0, "publish_time": 0, "message_id": "mine"}
@@ -206,6 +219,7 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
         max_batch_wait_ms=20,
         deduplicate_seconds=600,
         stop_after_seconds=3,
+        **runner_flags(place),
     )
     sender.join()
     assert code == 0, err
@@ -241,11 +255,15 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream) 
     lines = only(map(decoded, stream.letter_files()), "row_id", "payload")
     assert lines == payloads
 
+    assert stream.input.take(1) == []
+    if place == "prism process":
+        # The counts are in the process of the worker.
+        assert err == ""
+        return
     assert f"received               {count}  in " in err
     assert f"scored                 {len(expected)}\n" in err
     assert "balance       rows received = scored + dead letters\n" in err
     assert f"{count:>10,} received  {len(expected):>10,} scored" in err
-    assert stream.input.take(1) == []
 
 
 def test_results_keep_the_ordering_keys_of_their_messages_only_if_asked(stream: Stream) -> None:
@@ -488,9 +506,18 @@ def test_messages_of_a_topic_with_a_schema_are_read_by_their_revision(
 # How a run ends
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "place"),
+    [
+        (signal.SIGINT, "here"),
+        (signal.SIGTERM, "here"),
+        (signal.SIGHUP, "here"),
+        (signal.SIGINT, "prism"),
+        (signal.SIGTERM, "prism"),
+    ],
+)
 def test_a_signal_ends_a_run_after_its_received_messages_are_written(
-    stream: Stream, number: int
+    stream: Stream, number: int, place: str
 ) -> None:
     stream.input.publish(stream.bodies(0, 100))
     flags = stream.flags(
@@ -500,6 +527,7 @@ def test_a_signal_ends_a_run_after_its_received_messages_are_written(
         max_batch_wait_ms=200,
         deduplicate_seconds=600,
         stop_after_seconds=None,
+        **runner_flags(place),
     )
     command = [sys.executable, "-m", "pipelines.stream_local", *flags]
     with subprocess.Popen(
@@ -525,13 +553,13 @@ def test_a_signal_ends_a_run_after_its_received_messages_are_written(
 
 # A program that runs a stream and hangs while it writes its first file.
 STUCK = """
-import sys, threading
+import os, sys, threading
 from pipelines.command import run_and_exit
 from pipelines.stream_local import COMMAND
 from transforms.files import windows as write_windows
 
 def stuck(*_):
-    print("writing", file=sys.stderr, flush=True)
+    os.write(2, b"writing\\n")
     threading.Event().wait()
 
 write_windows.open_writer = stuck
@@ -677,7 +705,7 @@ def test_an_append_is_retried_until_the_server_is_back(stream: Stream) -> None:
             "for example: python -m pipelines.stream_local --input_subscription ",
         ),
         ({"output_topic": "out"}, "--output_topic must be projects/PROJECT/topics/NAME, got out"),
-        ({"output_topic": "OUT", "runner": "FnApiRunner"}, "FnApiRunner cannot read a stream from"),
+        ({"output_topic": "OUT", "runner": "SparkRunner"}, "SparkRunner cannot read a stream from"),
         ({"output_topic": "DEAD"}, "choose another topic for one of them"),
         (
             {"output_table": "some-p.d.t", "dead_letter_table": "some-p.d.t"},

@@ -180,13 +180,19 @@ class Predict(beam.PTransform):
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """Validate the rows, run the model, and separate the failed rows."""
+        good, *failures = self.in_stage(batches)
+        return Split(good, failures | "Failures" >> beam.Flatten())
+
+    def in_stage(
+        self, batches: beam.PCollection[pa.RecordBatch]
+    ) -> tuple[beam.PCollection[pa.RecordBatch], ...]:
+        """Apply the steps without a Flatten; return the good rows and two outputs of failures."""
         provenance = self.provenance or Provenance.of(self.manifest)
         steps = packaged_steps(self.handler, self.manifest)
         validated = batches | "Validate" >> ValidateFeatures(self.manifest, provenance, steps)
         answers = validated.good | "RunInference" >> RunInference(self.handler)
         predicted = typed(answers) | "Split" >> SplitFailures(steps, provenance, self._fields)
-        failures = (validated.failures, predicted.failures) | "Failures" >> beam.Flatten()
-        return Split(predicted.good, failures)
+        return predicted.good, validated.failures, predicted.failures
 
     @property
     def _fields(self) -> Collection[str] | None:
@@ -195,3 +201,17 @@ class Predict(beam.PTransform):
             return None
         score = self.manifest.score_output
         return self.manifest.fields_for([*self.written, *([] if score is None else [score])])
+
+
+@dataclass
+class PredictInStage(Predict):
+    """Predict for streams whose steps must stay in the stage of their source.
+
+    Many runners end a stage at a Flatten, so this has two outputs of failures.
+    """
+
+    def expand(  # type: ignore[override]
+        self, batches: beam.PCollection[pa.RecordBatch]
+    ) -> tuple[beam.PCollection[pa.RecordBatch], ...]:
+        """Do the same as Predict."""
+        return self.in_stage(batches)

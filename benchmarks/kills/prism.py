@@ -21,6 +21,15 @@ VICTIMS = ("launcher", "runner", "workers")
 TRIES = 5
 
 
+def on_prism(prism: Path) -> dict[str, Any]:
+    """Return the flags for a run on Prism, with workers in a process of their own."""
+    return {
+        "runner": "PrismRunner",
+        "prism_location": prism.absolute(),
+        "experiments": "use_loopback_process_worker=True",
+    }
+
+
 @dataclass
 class OnPrism(Files):
     """A run on Prism that writes files. Its workers are a process of their own."""
@@ -29,12 +38,7 @@ class OnPrism(Files):
 
     def sinks(self) -> dict[str, Any]:
         """Return the flags for the destination and the runner."""
-        return {
-            **super().sinks(),
-            "runner": "PrismRunner",
-            "prism_location": self.prism.absolute(),
-            "experiments": "use_loopback_process_worker=True",
-        }
+        return {**super().sinks(), **on_prism(self.prism)}
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ python -m benchmarks.kills.runs --runner prism    # needs `make prism`
 
 The scenarios are batch runs into files and into a table, two concurrent attempts at one run, and
 streams with each sink. They use local servers that stand in for Google Cloud. With `--runner prism`
-they are batch runs on Beam's runner Prism, of which the command, Prism or the workers are killed.
+they are runs on Beam's runner Prism, of which the command, Prism or the workers are killed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,15 @@ SHARES = {
     "stream, table": 30,
     "stream, files": 30,
 }
-# The same with --runner prism, 50 in all.
-PRISM_SHARES = {"prism, launcher": 18, "prism, runner": 16, "prism, workers": 16}
+# The same with --runner prism, 110 in all.
+PRISM_SHARES = {
+    "prism, launcher": 18,
+    "prism, runner": 16,
+    "prism, workers": 16,
+    "stream on prism, launcher": 20,
+    "stream on prism, runner": 20,
+    "stream on prism, workers": 20,
+}
 PRISM = Path(".prism/prism")
 METHOD = {
     "kills": "SIGKILL, half of them anywhere in a run, half during the commit of its result",
@@ -62,8 +69,11 @@ def run_scenario(name: str, count: int, seed: int, on: LocalCloud, work: Path) -
     folder = Path(tempfile.mkdtemp(dir=work))
     kind = name.rpartition(" ")[2]
     if name.startswith("stream"):
-        run = StreamRun(on.cloud, folder, model, kind)
-        return kill_stream(run, [body + b"}" for body in make_bodies(200)], chance, count)
+        bodies = [body + b"}" for body in make_bodies(200)]
+        if "on prism" in name:
+            run = StreamRun(on.cloud, folder, model, f"topic-{kind}", PRISM)
+            return kill_stream(run, bodies, chance, count, kind)
+        return kill_stream(StreamRun(on.cloud, folder, model, kind), bodies, chance, count)
     ids = make_inputs(folder / "inputs")
     if name.startswith("prism"):
         on_prism = OnPrism(folder, model, folder / "inputs", PRISM)
@@ -83,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--kills", type=int, help="the number of kills (default: 300, or 50)")
+    parser.add_argument("--kills", type=int, help="the number of kills (default: 300, or 110)")
     parser.add_argument("--scenarios", nargs="+", choices=[*SHARES, *PRISM_SHARES])
     parser.add_argument("--runner", choices=["prism"])
     parser.add_argument("--seed", type=int, default=SEED)

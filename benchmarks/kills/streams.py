@@ -15,17 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 from google.api_core import exceptions
 
-from benchmarks.kills.process import Attempt
+from benchmarks.kills.prism import children, is_a, kill, on_prism
+from benchmarks.kills.process import PATIENCE_SECONDS, Attempt
 from benchmarks.kills.tally import Tally
 from cloud.clients import Cloud
 
-# The time between two messages. Every tenth message is not JSON.
+# The time between two requests, and the messages of each: 500 a second. Every tenth message is not
+# JSON.
 EVERY_SECONDS = 0.01
-# The shortest and longest time from the start of a run to its kill, in seconds.
+REQUEST_MESSAGES = 5
+# The shortest and longest time from the start of a run to its kill, in seconds. On Prism, workers
+# need some seconds to start.
 LIVES = (0.2, 3.0)
+LIVES_ON_PRISM = (2.0, 14.0)
 ACK_SECONDS = 10
 # Longer than the leases of a killed run, which had extended the deadlines of its messages to 60 s.
 QUIET_SECONDS = 75
@@ -55,10 +61,13 @@ class Sender:
     def _send(self) -> None:
         publisher = self.cloud.publisher()
         while not self._over.wait(EVERY_SECONDS):
-            number = len(self.sent)
-            body = b"not JSON" if number % 10 == 9 else self.bodies[number % len(self.bodies)]
-            answer = publisher.publish(topic=self.topic, messages=[{"data": body}])
+            numbers = range(len(self.sent), len(self.sent) + REQUEST_MESSAGES)
+            messages = [{"data": self._body(number)} for number in numbers]
+            answer = publisher.publish(topic=self.topic, messages=messages)
             self.sent += answer.message_ids
+
+    def _body(self, number: int) -> bytes:
+        return b"not JSON" if number % 10 == 9 else self.bodies[number % len(self.bodies)]
 
     def stop(self) -> list[str]:
         """Stop, and return the ids of all published messages."""
@@ -69,12 +78,18 @@ class Sender:
 
 @dataclass
 class StreamRun:
-    """A stream with one kind of sink: `topic`, `table` or `files`."""
+    """A stream with one kind of sink: `topic`, `table` or `files`, before a hyphen.
+
+    Attributes:
+        prism: The program of Prism, on which the stream runs with its workers in another process;
+            None to run in its own process.
+    """
 
     cloud: Cloud
     folder: Path
     model: Path
     kind: str
+    prism: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("in", "out", "dead"):
@@ -118,7 +133,8 @@ class StreamRun:
             "score_output": "normalized_MAE",
             "retry_seconds": 20,
             "run_id": "killed",
-            **sinks[self.kind],
+            **sinks[self.kind.partition("-")[0]],
+            **({} if self.prism is None else on_prism(self.prism)),
             **given,
         }
         flags = [text for flag, value in values.items() for text in (f"--{flag}", str(value))]
@@ -126,7 +142,7 @@ class StreamRun:
 
     def read(self) -> list[str]:
         """Return the ids of all rows and dead letters in the sinks."""
-        if self.kind == "topic":
+        if self.kind.startswith("topic"):
             return [*self._pull("out", "row_id"), *self._pull("dead", "millrace_row_id")]
         if self.kind == "table":
             client = self.cloud.bigquery()
@@ -160,19 +176,42 @@ class StreamRun:
             found += [one.message.attributes[attribute] for one in pulled]
 
 
-def kill_stream(run: StreamRun, bodies: list[bytes], chance: random.Random, count: int) -> Tally:
-    """Kill a stream repeatedly while messages arrive, then run it to its end and count the rows."""
-    tally, number = Tally(), 0
+def kill_stream(
+    run: StreamRun, bodies: list[bytes], chance: random.Random, count: int, victim: str = "launcher"
+) -> Tally:
+    """Kill a stream repeatedly while messages arrive, then run it to its end and count the rows.
+
+    Args:
+        run: The stream.
+        bodies: The bodies of the messages, which are used in turn.
+        chance: Chooses the moments.
+        count: The number of kills.
+        victim: The process to kill: one of VICTIMS.
+    """
+    tally, number, others = Tally(), 0, []
+    lives = LIVES if run.prism is None else LIVES_ON_PRISM
     sender = Sender(run.cloud, run.topic("in"), bodies)
     while tally.kills < count:
         number += 1
         attempt = run.start(number, stop_after_seconds=600)
-        time.sleep(chance.uniform(*LIVES))
-        if attempt.kill():
-            tally.kills += 1
-        else:
+        time.sleep(chance.uniform(*lives))
+        others = children(attempt)
+        if not attempt.running:
             raise RuntimeError(f"a stream ended before its kill: {attempt.log.read_text()[-2000:]}")
+        if victim == "launcher":
+            tally.kills += attempt.kill()
+        elif sum(kill(one) for one in others if is_a(victim, one)):
+            tally.kills += 1
+            attempt.wait()
+        else:
+            # Its victim had not started yet.
+            attempt.kill()
+            tally.ended += 1
     sent = sender.stop()
+    # Prism and the workers of a killed command end by themselves.
+    _, left = psutil.wait_procs(others, PATIENCE_SECONDS)
+    if left:
+        raise TimeoutError(f"processes of a killed stream did not end in time: {left}")
     run.start(number + 1, stop_after_seconds=QUIET_SECONDS).finish()
     got = Counter(run.read())
     # Rows with the same id were delivered again, which at-least-once delivery allows.

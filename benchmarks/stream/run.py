@@ -43,10 +43,9 @@ WARM_UP = 50
 # After this time without a result, no more results are expected.
 PATIENCE_SECONDS = 30.0
 LIMITS = (
-    "In its own process, the pipeline runs on Beam's BundleBasedDirectRunner: one thread for all "
-    "steps, one bundle after the other, with every step created again for each bundle. The "
-    "emulator, the sender and the subscriber share the machine with it. The figures say nothing "
-    "about Dataflow."
+    "In its own process, the pipeline runs on Beam's FnApiRunner: one thread for all steps, one "
+    "bundle after the other. The emulator, the sender and the subscriber share the machine with "
+    "it. The figures say nothing about Dataflow."
 )
 
 
@@ -171,8 +170,16 @@ class Running:
 
 
 @contextmanager
-def streaming(on: LocalCloud, model: Path, bodies: Sequence[bytes]) -> Iterator[Running]:
+def streaming(
+    on: LocalCloud, model: Path, bodies: Sequence[bytes], checkout: Path | None = None
+) -> Iterator[Running]:
     """Start the pipeline, warm it up, and stop it when the block ends.
+
+    Args:
+        on: The emulators.
+        model: The package of the model.
+        bodies: As for `numbered`.
+        checkout: The checkout of this repository whose pipeline runs; None for this one.
 
     Raises:
         ContestantError: The pipeline failed or wrote a dead letter.
@@ -189,7 +196,9 @@ def streaming(on: LocalCloud, model: Path, bodies: Sequence[bytes]) -> Iterator[
     command = [sys.executable, "-m", "pipelines.stream_local", *pairs]
     subscriber = Subscriber(on)
     subscriber.start()
-    with subprocess.Popen(command, env=on.environ(), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=on.environ(), stderr=subprocess.PIPE, text=True, cwd=checkout
+    ) as process:
         try:
             running = Running(psutil.Process(process.pid), subscriber, on)
             running.publish(numbered(bodies, range(-WARM_UP, 0)))

@@ -1,4 +1,4 @@
-"""Run a batch pipeline on a runner outside of this process, and stop what Beam starts for it."""
+"""Run a pipeline on a runner outside of this process, and stop what Beam starts for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.portability.job_server import JobServer, StopOnExitJobServer
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRunner
-from apache_beam.runners.runner import PipelineRunner
+from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
 from common.errors import RunnerError, UsageError, one_line
 from pipelines.batch.worker_pools import check_worker_pool
@@ -35,12 +35,22 @@ _NO_JAR = re.compile(r"^Unable to fetch remote job server jar at (\S+): ")
 _IDLE = "60s"
 
 
-def run_elsewhere(pipeline: beam.Pipeline, options: PipelineOptions) -> None:
+def _wait(result: PipelineResult) -> None:
+    """Wait for the end of a job."""
+    result.wait_until_finish()
+
+
+def run_elsewhere(
+    pipeline: beam.Pipeline,
+    options: PipelineOptions,
+    wait: Callable[[PipelineResult], None] = _wait,
+) -> None:
     """Run a pipeline to its end. Ctrl-C cancels the job.
 
     Args:
         pipeline: The pipeline.
         options: The options of the pipeline.
+        wait: Waits for the end of the job. It raises KeyboardInterrupt to cancel the job.
 
     Raises:
         UsageError: The program of Prism does not exist.
@@ -55,7 +65,7 @@ def run_elsewhere(pipeline: beam.Pipeline, options: PipelineOptions) -> None:
         try:
             result = pipeline.run()
             try:
-                result.wait_until_finish()
+                wait(result)
             except KeyboardInterrupt:
                 with suppress(Exception):
                     result.cancel()

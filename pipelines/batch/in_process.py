@@ -59,6 +59,20 @@ def quiet_workers() -> Iterator[None]:
     before.write(held.getvalue())
 
 
+@contextmanager
+def silent_workers() -> Iterator[None]:
+    """Let only the main thread print on standard error while the block runs.
+
+    This is `quiet_workers` for a run whose main thread reports its progress.
+    """
+    before = sys.stderr
+    sys.stderr = _OfMainThread(before)
+    try:
+        yield
+    finally:
+        sys.stderr = before
+
+
 class _OfMainThread(io.TextIOBase):
     """A stream to which only the main thread can write."""
 

@@ -37,8 +37,8 @@ class StreamSourceOptions:
         metavar="TOPIC",
     )
     create_subscription: bool = flag(
-        "create a subscription to --input_topic for this run; a run in this process deletes it at "
-        "the end, and a job leaves it for you to delete",
+        "create a subscription to --input_topic for this run, which deletes it at the end; a job "
+        "on Dataflow leaves it for you to delete",
         False,
         label="Create a subscription",
         param_type="BOOLEAN",
@@ -49,6 +49,14 @@ class StreamSourceOptions:
         False,
         label="Allow a shared subscription",
         param_type="BOOLEAN",
+    )
+    stream_readers: int | None = flag(
+        "how many requests for messages are sent at once; not for a job on Dataflow, which decides "
+        "itself (default: 1)",
+        label="Readers",
+        param_type="NUMBER",
+        form=AT_LEAST_1,
+        in_template=False,
     )
     message_format: MessageKind = flag(
         "content of a message. json: one row; avro: one record of --avro_schema; arrow: an IPC "
@@ -173,7 +181,7 @@ class StreamRunOptions:
         metavar="NAME",
     )
     report_seconds: int = flag(
-        "print rates and latencies every N seconds; only for a run in this process",
+        "print rates and latencies every N seconds; only if the workers are in this process",
         10,
         label="Report seconds",
         param_type="NUMBER",
@@ -181,8 +189,8 @@ class StreamRunOptions:
         in_template=False,
     )
     stop_after_seconds: int | None = flag(
-        "stop after N seconds without a message; only for a run in this process (default: run "
-        "until Ctrl-C)",
+        "stop after N seconds without a message; not for a job on Dataflow (default: run until "
+        "Ctrl-C)",
         label="Stop after seconds",
         param_type="NUMBER",
         form=AT_LEAST_1,

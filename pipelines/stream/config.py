@@ -64,6 +64,7 @@ class StreamConfig(ScoringConfig):
             keep them.
         max_batch_wait_ms: How long a message may wait for others, in milliseconds; None to score
             each bundle by itself.
+        readers: How many requests for messages are sent at once; None for the default.
         sinks: Where rows are written.
         letter_sinks: Where dead letters are written.
     """
@@ -73,6 +74,7 @@ class StreamConfig(ScoringConfig):
     messages: MessageConfig
     deduplicate_seconds: int | None
     max_batch_wait_ms: int | None
+    readers: int | None
     sinks: StreamSinkOptions
     letter_sinks: StreamFailureOptions
     run: StreamRunOptions
@@ -115,6 +117,7 @@ def stream_config(pipeline: str, parsed: Parsed) -> StreamConfig:
         ),
         deduplicate_seconds=flags.deduplicate_seconds,
         max_batch_wait_ms=flags.max_batch_wait_ms,
+        readers=flags.stream_readers,
         model=ModelConfig.of(parsed.get(ModelOptions), sinks.output_schema, STREAM_BATCH_ROWS),
         predictor=predictor_of(parsed),
         sinks=sinks,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +25,13 @@ from transforms.bigquery.append import AppendToTable
 from transforms.bigquery.schema import TableName
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import EncodeRows, OutputFields, without_ordering_keys
+from transforms.files.spans import SpanFiles, WriteSpans
 from transforms.files.windows import WriteWindows
+from transforms.files.writers import OutputFormat
 from transforms.messages.decode import MESSAGE_BYTES, DecodeMessages, MessageFormat
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.publish import PublishBatches
-from transforms.predict import Predict
+from transforms.predict import Predict, PredictInStage
 from transforms.provenance import Provenance
 
 
@@ -64,6 +66,8 @@ class ScoreStream(beam.PTransform):
         batch_bytes: The maximum number of bytes of a batch, as for DecodeMessages.
         names: The names that rows are expected to have, and the flag that names each. A worker
             logs a warning if its first rows lack one.
+        in_stage: Whether all steps must be in the stage of the source, because it acknowledges
+            messages when its stage is done (transforms/messages/pull.py).
     """
 
     source: beam.PTransform
@@ -81,6 +85,7 @@ class ScoreStream(beam.PTransform):
     batch_rows: int = 4_096
     batch_bytes: int = MESSAGE_BYTES
     names: Mapping[str, str] = field(default_factory=dict)
+    in_stage: bool = False
 
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[pa.RecordBatch]:
         """Read, decode, predict, encode and write; return the encoded rows."""
@@ -94,25 +99,38 @@ class ScoreStream(beam.PTransform):
             self.message_format, self.provenance, self.batch_rows, self.batch_bytes
         )
         read = messages | "Decode" >> decode
-        predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
-        predicted = read.good | "Predict" >> predict
-        measured = predicted.good | "Latency" >> MeasureLatency()
+        kind = PredictInStage if self.in_stage else Predict
+        predict = kind(self.handler, self.manifest, self.provenance, self.fields.needed)
+        good, *failed = read.good | "Predict" >> predict
+        measured = good | "Latency" >> MeasureLatency()
         encode = EncodeRows(
             self.fields, self.provenance, self.schema, ordering_keys=self.sinks.ordering_keys
         )
         encoded = rows = measured | "Encode" >> encode
         if self.sinks.ordering_keys:
             rows = typed(encoded | "WithoutKeys" >> beam.Map(without_ordering_keys))
-        failures = [read.failures, predicted.failures, *self._write(rows, encoded)]
-        letters = failures | "Failures" >> beam.Flatten()
-        self._write_failures(letters)
-        received = (read.good, read.failures) | "Received" >> beam.Flatten()
-        received | "CountReceived" >> beam.ParDo(CountReceived(self.names))
+        failures = [read.failures, *failed, *self._write(rows, encoded)]
+        for suffix, letters in self._together("Failures", failures):
+            self._write_failures(letters, suffix)
+            letters | f"CountDeadLetters{suffix}" >> beam.Map(count_dead_letters)
+        for suffix, received in self._together("Received", [read.good, read.failures]):
+            received | f"CountReceived{suffix}" >> beam.ParDo(CountReceived(self.names))
         read.counts | "CountDecoded" >> beam.Map(count_decoded)
-        letters | "CountDeadLetters" >> beam.Map(count_dead_letters)
         if decisions := self.fields.decisions(self.manifest):
             rows | "CountDecisions" >> beam.Map(count_decided, decisions)
         return rows
+
+    def _together(
+        self, label: str, collections: Sequence[beam.PCollection]
+    ) -> Iterator[tuple[str, beam.PCollection]]:
+        """Yield collections, and what to add to the names of the steps on them.
+
+        They are one collection if steps need not stay in the stage of the source.
+        """
+        if self.in_stage:
+            yield from ((str(i or ""), one) for i, one in enumerate(collections))
+        else:
+            yield "", collections | label >> beam.Flatten()
 
     def _write(
         self, rows: beam.PCollection[pa.RecordBatch], keyed: beam.PCollection[pa.RecordBatch]
@@ -133,26 +151,30 @@ class ScoreStream(beam.PTransform):
             )
             refused.append((rows | "AppendRows" >> append).failures)
         if to.folder is not None:
-            rows | "WriteRows" >> WriteWindows(
-                folder=to.folder, seconds=to.file_seconds, output_format="parquet"
-            )
+            rows | "WriteRows" >> self._files(to.folder, to.file_seconds, "parquet")
         return refused
 
-    def _write_failures(self, letters: beam.PCollection[pa.RecordBatch]) -> None:
+    def _write_failures(self, letters: beam.PCollection[pa.RecordBatch], suffix: str) -> None:
         to = self.failure_sinks
         if to.topic is not None:
             publish = PublishBatches(self.cloud, to.topic, "failures")
-            letters | "PublishDeadLetters" >> publish
+            letters | f"PublishDeadLetters{suffix}" >> publish
         if to.table is not None:
             append = AppendToTable(
                 cloud=self.cloud, table=to.table, schema=FAILURE_SCHEMA, provenance=self.provenance
             )
-            (letters | "AppendDeadLetters" >> append).failures | "Refused" >> beam.Map(
-                raise_refused
-            )
+            appended = letters | f"AppendDeadLetters{suffix}" >> append
+            appended.failures | f"Refused{suffix}" >> beam.Map(raise_refused)
         if to.folder is not None:
-            write = WriteWindows(folder=to.folder, seconds=to.file_seconds, output_format="jsonl")
-            letters | "WriteDeadLetters" >> write
+            write = self._files(to.folder, to.file_seconds, "jsonl")
+            letters | f"WriteDeadLetters{suffix}" >> write
+
+    def _files(self, folder: str, seconds: int, output_format: OutputFormat) -> beam.PTransform:
+        """Return the sink that writes to a folder."""
+        if self.in_stage:
+            files = SpanFiles(folder=folder, seconds=seconds, output_format=output_format)
+            return WriteSpans(files)
+        return WriteWindows(folder=folder, seconds=seconds, output_format=output_format)
 
 
 def raise_refused(failures: pa.RecordBatch) -> None:

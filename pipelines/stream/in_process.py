@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import apache_beam as beam
-import numpy as np
-import pyarrow as pa
-
 from cloud.clients import Cloud
 from common.interrupts import Background
-from model_handlers.batch_handler import BatchHandler
 from pipelines.command import say
 from pipelines.options import StreamRunOptions
 from pipelines.stream.progress import (
@@ -30,45 +25,12 @@ from pipelines.stream.progress import (
 )
 from pipelines.stream.subscription import HELD, LEASE_SECONDS, renew
 from transforms.files.unfinished import remove_begun
-from transforms.messages.in_process_source import Intake
+from transforms.messages.intake import Intake
 
 _POLL_SECONDS = 0.1
 STOPPING = (
     "stopping after the received messages are scored and written (Ctrl-C again stops at once)"
 )
-
-
-# The models of this process. Beam keeps only the last shared object alive, and shares two for each
-# bundle. Without another reference it would load the model again for every bundle.
-_loaded: list[Any] = []
-
-
-class KeptModelHandler(BatchHandler[Any]):
-    """A handler that keeps the model of another handler loaded as long as the process lives."""
-
-    def __init__(self, handler: BatchHandler[Any]) -> None:
-        super().__init__(handler.manifest, handler.outputs, handler.batch_rows, handler.batch_bytes)
-        self.package, self.code = handler.package, handler.code
-        self._handler = handler
-        self.package, self.code = handler.package, handler.code
-
-    def load_model(self) -> Any:
-        """Load the model, and keep a reference to it."""
-        model = self._handler.load_model()
-        _loaded.append(model)
-        return model
-
-    def predict(
-        self, model: Any, arrays: Sequence[np.ndarray], rows: int
-    ) -> tuple[pa.StructArray, pa.StructArray]:
-        """Predict with the other handler."""
-        return self._handler.predict(model, arrays, rows)
-
-    def answer(
-        self, model: Any, batches: Sequence[pa.RecordBatch], arrays: Sequence[np.ndarray]
-    ) -> tuple[pa.StructArray, pa.StructArray]:
-        """Answer batches with the other handler."""
-        return self._handler.answer(model, batches, arrays)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +56,7 @@ class Reading:
 
 
 def watch(
-    pipeline: beam.Pipeline,
+    run: Callable[[], object],
     intake: Intake,
     reading: Reading,
     options: StreamRunOptions,
@@ -103,10 +65,10 @@ def watch(
     """Run a stream in this process, and report its rates and its balance on standard error.
 
     Args:
-        pipeline: The pipeline, which reads the intake.
+        run: Runs the pipeline, which reads the intake, to its end.
         intake: The messages of the subscription.
         reading: The subscription, and the run as its reader.
-        options: When to report and when to stop.
+        options: When to report.
         names: The names that rows are expected to have, and the flag that names each.
 
     Raises:
@@ -117,25 +79,22 @@ def watch(
     """
     tally, started = start_tally(names), time.monotonic()
     with _terminated_as_interrupted():
-        # Only wait_until_finish reports that a step has failed for good.
-        ended = Background(pipeline.run().wait_until_finish)
+        ended = Background(run)
         try:
             try:
-                ending = _Ending(options.stop_after_seconds, reading.hidden_seconds)
-                steps = _reported(ended, intake, tally, options.report_seconds, ending)
+                steps = _reported(ended, intake, tally, options.report_seconds)
                 for _ in _every(LEASE_SECONDS / 4, steps):
                     renew(reading.subscription, reading.reader, reading.cloud)
             except KeyboardInterrupt:
                 say(f"\n{STOPPING}")
             intake.end()
             ended.result()
-            tally.pulled = intake.given
+            tally.pulled, tally.dropped = intake.given, intake.dropped
             seconds = time.monotonic() - started
             say(summary(tally, seconds))
             if not intake.given:
                 say(f"no message arrived within {seconds:,.0f} s")
-            # Check before the last messages are acknowledged: lost ones can be delivered again.
-            check_balance(tally, intake.again, made=reading.made)
+            check_balance(tally, made=reading.made)
             intake.finish()
         except KeyboardInterrupt as interrupt:
             remove_begun()
@@ -146,38 +105,43 @@ def watch(
             raise
 
 
-@dataclass
-class _Ending:
-    """When a run ends by itself: after `patience` seconds without a message; None for never.
+def follow(run: Callable[[], object], reading: Reading) -> None:
+    """Wait for a stream whose workers are other processes, and keep the label of its reader.
 
-    If no message has arrived at all, a reader that was killed may still hold messages. The run
-    then waits for them, at most `hidden` seconds.
+    Args:
+        run: Waits for the end of the job.
+        reading: The subscription, and the run as its reader.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C: the job must be cancelled. The message says what becomes of its
+            messages.
+        Exception: Whatever the wait raised.
     """
+    with _terminated_as_interrupted():
+        ended = Background(run)
+        try:
+            for _ in _every(LEASE_SECONDS / 4, _until(ended)):
+                renew(reading.subscription, reading.reader, reading.cloud)
+            ended.result()
+        except KeyboardInterrupt as interrupt:
+            fate = fate_of_messages(reading.made)
+            raise KeyboardInterrupt(
+                f"the job is cancelled; messages whose rows are not written {fate}"
+            ) from interrupt
 
-    patience: int | None
-    hidden: float
-    announced: bool = False
 
-    def is_now(self, intake: Intake) -> bool:
-        """Return whether the run should end now; print once why it waits longer."""
-        quiet = intake.quiet_seconds
-        if self.patience is None or quiet <= self.patience:
-            return False
-        if intake.given or quiet > self.hidden:
-            return True
-        if not self.announced:
-            self.announced = True
-            left = self.hidden - quiet
-            say(f"no message arrived within {quiet:,.0f} s: waiting {left:,.0f} s more, {HELD}")
-        return False
+def _until(ended: Background[Any]) -> Iterator[None]:
+    """Yield at intervals until a run has ended."""
+    while not ended.wait(_POLL_SECONDS):
+        yield
 
 
 def _reported(
-    ended: Background[Any], intake: Intake, tally: Tally, report_seconds: int, ending: _Ending
+    ended: Background[Any], intake: Intake, tally: Tally, report_seconds: int
 ) -> Iterator[None]:
-    """Yield at intervals until a run has ended or should end, and report its rates."""
-    reported, rows, warned = time.monotonic(), 0, False
-    while not ended.wait(_POLL_SECONDS):
+    """Yield at intervals until a run has ended, and report its rates."""
+    reported, rows, warned, waits = time.monotonic(), 0, False, False
+    for _ in _until(ended):
         now = time.monotonic()
         if now - reported >= report_seconds:
             say(report_line(tally, tally.received - rows, now - reported))
@@ -185,8 +149,10 @@ def _reported(
             for text in () if warned else unseen_names(tally):
                 say(f"warning: {text}")
             warned = warned or tally.scored > 0
-        if ending.is_now(intake):
-            return
+        if not waits and (until := intake.waits_until) is not None:
+            waits = True
+            quiet, left = intake.quiet_seconds, until - now
+            say(f"no message arrived within {quiet:,.0f} s: waiting {left:,.0f} s more, {HELD}")
         yield
 
 
@@ -201,8 +167,11 @@ def _every(seconds: float, steps: Iterator[None]) -> Iterator[None]:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat each SIGTERM as Ctrl-C: containers and service managers stop a process with it."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Treat each SIGTERM as Ctrl-C: containers and service managers stop a process with it.
+
+    Every Ctrl-C interrupts, whatever Beam does at Ctrl-C.
+    """
+    before, of_beam = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
     def interrupt(number: int, frame: Any) -> None:
         # The command's own handler raises only once, and records which signal arrived.
@@ -211,7 +180,11 @@ def _terminated_as_interrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    if callable(of_beam):
+        # Beam would stop its job server at once, and the run could not end its work.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, of_beam)

@@ -41,7 +41,8 @@ class Tally:
         dead_letters: Rows that failed before a sink.
         refused: Rows that were scored, and became dead letters because a sink refused them.
         latencies: Latencies since the last report, in milliseconds.
-        pulled: Messages that this process pulled.
+        pulled: Messages that the pipeline received.
+        dropped: Duplicates that it did not receive.
         decoded: Messages that were decoded.
         unseen: The names that no row has had although flags name them, and these flags.
         decisions: How many rows have each value of a decision.
@@ -53,6 +54,7 @@ class Tally:
     refused: int = 0
     latencies: list[np.ndarray] = field(default_factory=list)
     pulled: int = 0
+    dropped: int = 0
     decoded: int = 0
     unseen: dict[str, str] = field(default_factory=dict)
     decisions: Counter[tuple[str, ...]] = field(default_factory=Counter)
@@ -216,21 +218,19 @@ def unseen_names(tally: Tally) -> list[str]:
     return unseen_texts(tally.unseen) if tally.scored else []
 
 
-def check_balance(tally: Tally, again: int, *, made: bool) -> None:
+def check_balance(tally: Tally, *, made: bool) -> None:
     """Check the counts at the end of a run.
 
-    Every message that was pulled must be decoded, except those that may have been dropped as
-    duplicates. Every row must be scored or a dead letter.
+    Every message that was pulled must be decoded. Every row must be scored or a dead letter.
 
     Args:
         tally: The counts of the run.
-        again: How many messages were delivered again, and may have been dropped.
         made: Whether the subscription was created for the run.
 
     Raises:
         BalanceError: Messages or rows are missing, or there are too many.
     """
-    if not tally.pulled - again <= tally.decoded <= tally.pulled:
+    if tally.decoded != tally.pulled:
         raise BalanceError(
             f"messages are missing or duplicated: {tally.pulled:,} were pulled, {tally.decoded:,} "
             f"were decoded; unacknowledged messages {fate_of_messages(made)}: run the command "
@@ -269,9 +269,9 @@ def summary(tally: Tally, seconds: float) -> str:
     names = dict.fromkeys(key[1] for key in tally.decisions)
     lines += decision_facts(report_decisions(tally.decisions, [*names]))
     if tally.pulled:
-        lines.insert(
-            0, ("messages", f"{tally.pulled:>12,}  of which {tally.decoded:,} were decoded")
-        )
+        dropped = f"; {tally.dropped:,} duplicates were dropped" if tally.dropped else ""
+        text = f"{tally.pulled:>12,}  of which {tally.decoded:,} were decoded{dropped}"
+        lines.insert(0, ("messages", text))
     lines.append(("balance", balance))
     lines += [("warning", text) for text in unseen_names(tally)]
     return facts(lines)

@@ -1,21 +1,28 @@
 """Run a stream: turn its flags into a graph, and run the graph here or start it elsewhere.
 
-A run in this process acknowledges a message when its row, or its dead letter, is in every sink
-(transforms/messages/in_process_source.py). A run that is stopped by Ctrl-C, SIGTERM or
---stop_after_seconds first scores and writes the messages that it has received. A run that fails or
-is killed leaves its messages to the next reader. So no message is lost, and after a failure some
-rows are written again, with the same row_id. A run in this process has limits:
+On Dataflow a stream is a job that outlives this process. On other runners this process starts it
+and follows it to its end.
 
-- One thread executes all steps, one after the other, for one bundle at a time, and sets up every
-  step again for each bundle. Its rates and latencies say nothing about those on Dataflow.
-- A step that fails is tried four times without a pause, and then the run ends with the error.
-  Dataflow would retry the step without end, while other steps continue.
+On these runners a message is acknowledged when its row, or its dead letter, is in every sink
+(transforms/messages/pull.py). A run that is stopped by Ctrl-C, SIGTERM or --stop_after_seconds
+first scores and writes the messages that it has received. A run that fails or is killed leaves its
+messages to the next reader. So no message is lost, and after a failure some rows are written again,
+with the same row_id. Such runs have limits:
+
+- In this process, one thread executes all steps, one after the other, for one bundle at a time. Its
+  rates and latencies say nothing about those on Dataflow.
+- A step that fails ends the run with its error. Dataflow would retry the step without end, while
+  other steps continue.
 - Waiting data is kept in memory: the rows of a span of --output_files, and with
-  --deduplicate_seconds all ids that have ever arrived, which also slow down every step.
-- Ids are remembered only within a run: a message that an earlier run has read is not a duplicate.
-- Messages with an ordering key are scored in order, but none is held back for another one.
+  --deduplicate_seconds the ids of that time.
+- Ids are remembered only within a run and a process: a message that an earlier run has read is not
+  a duplicate.
+- Messages with an ordering key are scored in order if there is one reader, but none is held back
+  for another one.
 - A subscription that the run has created (--create_subscription) is deleted when the run ends. If
   the run failed, the messages that it had not acknowledged are lost with it.
+- If the workers are other processes, this process reports neither rates nor the balance, and Ctrl-C
+  cancels the job.
 """
 
 from __future__ import annotations
@@ -36,19 +43,18 @@ from model_handlers.batch_handler import BatchHandler
 from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
 from model_handlers.thresholds import thresholds_flag
-from pipelines.beam_args import beam_options, is_dry_run, runs_in_process, runs_on_dataflow
+from pipelines.beam_args import beam_options, is_dry_run, runs_on_dataflow
 from pipelines.command import say
 from pipelines.dataflow.facts import JobFacts, label_value
 from pipelines.dataflow.start import ask_for_accelerator, carry, describe_pipeline, reach, start
 from pipelines.dataflow.update_check import check_update
-from pipelines.field_names import named_by_user
 from pipelines.handlers import make_handler, read_model, scoring_manifest
-from pipelines.options import StreamRunOptions
 from pipelines.options.flag import Parsed
 from pipelines.stream.config import StreamConfig, Subscription, stream_config
 from pipelines.stream.graph import ScoreStream
-from pipelines.stream.in_process import KeptModelHandler, Reading, watch
+from pipelines.stream.in_process import Reading
 from pipelines.stream.messages import message_format, stream_fields
+from pipelines.stream.pulled import expected_names, pulled_graph, pulled_source, run_pulled
 from pipelines.stream.sinks import look_at_tables, open_sinks, prepare_sinks
 from pipelines.stream.subscription import (
     claim,
@@ -60,9 +66,7 @@ from pipelines.stream.subscription import (
     temporary,
 )
 from transforms.encode import OutputFields, output_schema
-from transforms.json_rows.row_format import RowFormat
 from transforms.messages.beam_source import ReadMessages
-from transforms.messages.in_process_source import POLL_SECONDS, PullMessages, open_intake
 from transforms.provenance import Provenance, utc_now
 
 
@@ -97,8 +101,6 @@ def run_stream(name: str, parsed: Parsed) -> None:
     handler: BatchHandler[Any] = make_handler(config, model, fields, options, cloud.endpoints)
     if isinstance(handler, VertexEndpointHandler) and manifest.has_steps:
         say(f"the {handler.prepare_at} prepares the rows of endpoint {handler.address.label}")
-    if runs_in_process(options):
-        handler = KeptModelHandler(handler)
     score_stream(config, handler, manifest, fields, options=options, cloud=cloud)
 
 
@@ -140,11 +142,8 @@ def score_stream(
         InputError: The subscription cannot be read.
         OutputError: A sink cannot be written.
     """
-    if config.run.stop_after_seconds is not None and not runs_in_process(options):
-        raise UsageError(
-            "--stop_after_seconds applies only to runs in this process: leave out "
-            "--stop_after_seconds, and drain the job to stop it"
-        )
+    if runs_on_dataflow(options):
+        _check_no_flags_of_readers(config)
     run_id = config.run.run_id or f"{utc_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     provenance = Provenance.of(manifest, run_id, config.pipeline)
     schema = output_schema(fields, manifest, provenance, None)
@@ -177,6 +176,19 @@ def score_stream(
     _start(config, options, score, cloud)
 
 
+def _check_no_flags_of_readers(config: StreamConfig) -> None:
+    """Raise UsageError for flags of the source that Dataflow replaces by its own."""
+    if config.run.stop_after_seconds is not None:
+        raise UsageError(
+            "--stop_after_seconds has no effect on Dataflow: leave out --stop_after_seconds, and "
+            "drain the job to stop it"
+        )
+    if config.readers is not None:
+        raise UsageError(
+            "--stream_readers has no effect on Dataflow, which reads Pub/Sub itself: leave it out"
+        )
+
+
 def _start(
     config: StreamConfig,
     options: PipelineOptions,
@@ -188,7 +200,7 @@ def _start(
     reader = label_value(f"{config.pipeline}-{provenance.run_id}")
     topics = [to for to in (config.sinks.output_topic, config.letter_sinks.dead_letter_topic) if to]
     with _subscription(config, options, reader, topics, cloud) as (subscription, made, labelled):
-        if runs_in_process(options):
+        if not runs_on_dataflow(options):
             hidden = 0.0 if made else hidden_seconds(subscription, cloud)
             reading = Reading(
                 subscription=subscription,
@@ -197,17 +209,12 @@ def _start(
                 cloud=cloud,
                 hidden_seconds=hidden,
             )
-            _run_here(options, score, reading, config.run)
+            run_pulled(options, config, score, reading)
             return
         facts = _job_facts(config, provenance, subscription)
-        graph = score(source=ReadMessages(subscription), names=_names(score))
-        pipeline = _pipeline(config, options, facts, graph)
-        followed = runs_on_dataflow(options)
-        if followed:
-            start(pipeline, facts, cloud.endpoints)
-        else:
-            pipeline.run()
-        after = left_behind(subscription, made=made, labelled=labelled, followed=followed)
+        graph = score(source=ReadMessages(subscription), names=expected_names(score))
+        start(_pipeline(config, options, facts, graph), facts, cloud.endpoints)
+        after = left_behind(subscription, made=made, labelled=labelled, followed=True)
         if after:
             say(after)
 
@@ -233,35 +240,16 @@ def _look_at(
         # The subscription of a topic is created when the stream starts.
         place = source.topic.replace("/topic", "/subscription")
         facts = _job_facts(config, provenance, None)
-    planned = _pipeline(config, options, facts, score(source=ReadMessages(place)))
+    if runs_on_dataflow(options):
+        graph = score(source=ReadMessages(place))
+    else:
+        reading = Reading(subscription=place, reader="dry-run", made=False, cloud=cloud)
+        graph = pulled_graph(score, pulled_source(config, reading))
+    planned = _pipeline(config, options, facts, graph)
     if options.view_as(GoogleCloudOptions).update:
         check_update(planned, cloud, allow_state_loss=config.run.allow_state_loss)
     if is_dry_run(options):
         print(describe_pipeline(planned, facts))
-
-
-def _run_here(
-    options: PipelineOptions,
-    score: functools.partial[ScoreStream],
-    reading: Reading,
-    run: StreamRunOptions,
-) -> None:
-    """Run a stream in this process to its end."""
-    from common.private_beam.in_process import add_polled_source
-
-    add_polled_source(PullMessages, POLL_SECONDS)
-    pipeline = beam.Pipeline(options=options)
-    hold = (score.keywords["max_batch_wait_ms"] or 0) / 1000
-    once = score.keywords["deduplicate_seconds"] is not None
-    with open_intake(reading.cloud, reading.subscription, hold, once=once) as intake:
-        pipeline | "ScoreStream" >> score(source=PullMessages(intake))
-        watch(pipeline, intake, reading, run, _names(score))
-
-
-def _names(score: functools.partial[ScoreStream]) -> dict[str, str]:
-    """Return the names that rows are expected to have, and the flag that names each."""
-    own: RowFormat = score.keywords["message_format"].row_format
-    return named_by_user(own.manifest, own.id_column, own.keep)
 
 
 def _pipeline(
@@ -287,22 +275,22 @@ def _subscription(
     """Open the subscription of a stream, and set its label while the block runs.
 
     Yields the name of the subscription, whether it was created for this stream, and whether its
-    label names the stream. When the block ends, a subscription that was created for a run in this
-    process is deleted. `topics` are the topics that the stream writes to.
+    label names the stream. When the block ends, a subscription that was created for a run that ends
+    with this process is deleted. `topics` are the topics that the stream writes to.
     """
-    in_process = runs_in_process(options)
+    ends_here = not runs_on_dataflow(options)
     name, made = open_subscription(config.source, cloud, topics)
     update = bool(options.view_as(GoogleCloudOptions).update)
     shared = config.allow_shared or update
-    with temporary(name, made and in_process, cloud):
+    with temporary(name, made and ends_here, cloud):
         # If the job is not replaced after all, it keeps reading, and needs its labels again.
         before = reader_labels(name, cloud) if update else {}
-        labelled = claim(name, reader, cloud, lasting=not in_process, shared=shared)
+        labelled = claim(name, reader, cloud, lasting=not ends_here, shared=shared)
         if not (labelled or is_plain(cloud.endpoints.pubsub)):
             say(
                 f"this account cannot set labels of {name}, so a second reader would not be "
                 "refused and would take a part of the messages: grant the account the role "
                 "roles/pubsub.editor"
             )
-        with released(name, reader, cloud, always=in_process, before=before):
+        with released(name, reader, cloud, always=ends_here, before=before):
             yield name, made, labelled

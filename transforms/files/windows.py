@@ -1,4 +1,4 @@
-"""Write the rows of a stream to files, one or more for each span of time.
+"""Write the rows of a stream on Dataflow to files, one or more for each span of time.
 
     FOLDER/scores/2026-11-20/12-34-00-060s-0-of-1-pane-0-3f0c2a71.parquet
 
@@ -174,7 +174,7 @@ class WriteWindows(beam.PTransform):
             FixedWindows(self.seconds),
             trigger=AfterWatermark(late=AfterCount(1)),
             accumulation_mode=AccumulationMode.DISCARDING,
-            # Rows hold back the watermark until they are written (messages/in_process_source.py).
+            # Rows hold back the watermark until they are written.
             timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST,
             allowed_lateness=86_400,
         )

@@ -27,6 +27,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from common.record_batch import MESSAGE, concat_batches, typed
 from transforms.accounts import found
+from transforms.bundles import current_bundle
 from transforms.dead_letters import Fault, failure_batch
 from transforms.files.read import Read
 from transforms.json_rows.columns import column_values
@@ -326,6 +327,8 @@ class _DecodeDoFn(beam.DoFn):
                 yield beam.pvalue.TaggedOutput(value.tag, windowed)
             else:
                 yield GlobalWindows.windowed_value(value, timestamp=now)
+        if (bundle := current_bundle()) is not None:
+            bundle.decoded += self._decoded
         count = GlobalWindows.windowed_value(found("messages", self._decoded), timestamp=now)
         yield beam.pvalue.TaggedOutput("counts", count)
 

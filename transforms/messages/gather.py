@@ -1,7 +1,8 @@
 """Steps across bundles: one drops duplicate messages, one waits for larger batches.
 
 Both keep state and therefore need a shuffle. Without them, messages are scored in the bundle in
-which they arrive.
+which they arrive. They are for Dataflow; elsewhere, the source does the same
+(transforms/messages/intake.py).
 """
 
 from __future__ import annotations

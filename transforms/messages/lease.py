@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from google.api_core import exceptions
-from google.pubsub_v1.types import PubsubMessage
+from google.pubsub_v1.types import PullResponse
 
 from cloud.clients import Cloud
 from cloud.errors import is_passing, retry, translate_errors
@@ -48,6 +48,8 @@ class Lease:
         self._cloud, self._subscription = cloud, subscription
         self._client: Any = cloud.subscriber()
         self._held: dict[str, str] = {}
+        # The ids of messages whose deadline is still that of the subscription.
+        self._new: list[str] = []
         self._lock = threading.Lock()
         self._over = InterruptibleEvent()
         self._wait = _WAIT_SECONDS
@@ -68,24 +70,48 @@ class Lease:
         while len(self._held) < limit and (left := until - time.monotonic()) > 0:
             if self._over.is_set():
                 return
-            count = min(REQUEST_MESSAGES, limit - len(self._held))
-            received = self._pull(count, min(left, self._wait))
-            if self._over.is_set():
-                self._set_deadline([one.ack_id for one in received], 0)
-                return
-            if not received:
+            new = self.receive(min(REQUEST_MESSAGES, limit - len(self._held)), left)
+            if new is None:
                 time.sleep(min(left, _PAUSE_SECONDS))
                 continue
             until = time.monotonic() + PATIENCE_SECONDS
-            new = []
-            with self._lock:
-                for one in received:
-                    if one.message.message_id not in self._held:
-                        new.append(one.message)
-                    # A message that is delivered again has a new ack id.
-                    self._held[one.message.message_id] = one.ack_id
-            self._set_deadline([one.ack_id for one in received], DEADLINE_SECONDS)
-            yield from (parse_message(PubsubMessage.serialize(message)) for message in new)
+            self.renew_new()
+            yield from (parse_message(raw) for _, raw in new)
+
+    def receive(
+        self, count: int = REQUEST_MESSAGES, seconds: float = PATIENCE_SECONDS
+    ) -> list[tuple[str, bytes]] | None:
+        """Send one request; return the ids of new messages, and these messages serialized.
+
+        If `stop` is called meanwhile, the messages are given back. `renew_new` must be called
+        within the deadline of the subscription, which is at least 10 seconds.
+
+        Args:
+            count: The maximum number of messages.
+            seconds: How long to wait for the first one at most.
+
+        Returns:
+            The messages that are not held already, or None if the request received nothing.
+
+        Raises:
+            InputError: The subscription cannot be read.
+        """
+        received = self._pull(count, min(seconds, self._wait))
+        if self._over.is_set():
+            self._set_deadline([one.ack_id for one in received], 0)
+            return None
+        if not received:
+            return None
+        new = []
+        with self._lock:
+            for one in received:
+                message_id = one.message.message_id
+                if message_id not in self._held:
+                    new.append((message_id, one.message.SerializeToString()))
+                # A message that is delivered again has a new ack id.
+                self._held[message_id] = one.ack_id
+                self._new.append(message_id)
+        return new
 
     def _pull(self, count: int, seconds: float) -> list[Any]:
         """Pull up to `count` messages in one request, and wait for the first up to `seconds`."""
@@ -102,7 +128,8 @@ class Lease:
                 return []
         if not answer.received_messages:
             self._wait = _WAIT_SECONDS
-        return list(answer.received_messages)
+        # The bare protobuf messages: proto-plus would wrap each of them.
+        return list(PullResponse.pb(answer).received_messages)
 
     def stop(self) -> None:
         """End a `pull` in another thread after its request, usually within a second."""
@@ -137,12 +164,22 @@ class Lease:
             ack_ids = list(self._held.values())
         self._set_deadline(ack_ids, DEADLINE_SECONDS)
 
-    def release(self) -> None:
-        """Give all held messages back; Pub/Sub can deliver them to any reader at once."""
+    def renew_new(self) -> None:
+        """Extend the deadlines of messages that are new since the last call and still held."""
         with self._lock:
-            ack_ids = list(self._held.values())
-            self._held.clear()
+            ack_ids = [self._held[i] for i in self._new if i in self._held]
+            self._new.clear()
+        self._set_deadline(ack_ids, DEADLINE_SECONDS)
+
+    def give_back(self, message_ids: Iterable[str]) -> None:
+        """Give messages back; Pub/Sub can deliver them to any reader at once."""
+        with self._lock:
+            ack_ids = [self._held.pop(i) for i in message_ids if i in self._held]
         self._set_deadline(ack_ids, 0)
+
+    def release(self) -> None:
+        """Give all held messages back."""
+        self.give_back(list(self._held))
 
     def _set_deadline(self, ack_ids: Sequence[str], seconds: int) -> None:
         """Set deadlines; errors are ignored, since a message would only be delivered again."""
