@@ -213,10 +213,11 @@ bench: $(STAMP)  ## compare with stock Beam and loops; with Daft and pandas if t
 bench-commit: $(STAMP) $(EMULATORS)/.installed  ## commit 10,000 and 100,000 files to a bucket with slow requests (ten minutes)
 	$(BIN)/python -m benchmarks.files.commit
 
-bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## compare reading and writing BigQuery with stock Beam (under ten minutes)
+bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## compare reading and writing BigQuery with stock Beam, and measure appends (under fifteen minutes)
 	$(BIN)/python -m benchmarks.bigquery.read
 	$(BIN)/python -m benchmarks.bigquery.write
 	$(BIN)/python -m benchmarks.bigquery.table
+	$(BIN)/python -m benchmarks.bigquery.appends
 
 bench-serving: $(STAMP)  ## compare the server with a plain FastAPI app, and with TorchServe if installed
 	$(BIN)/python -m benchmarks.serving.servers

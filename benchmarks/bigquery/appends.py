@@ -48,6 +48,7 @@ WAYS = ("own", "shared")
 METHOD = {
     "rows_per_second": "rows of all threads of a process by the wall time of their appends",
     "us_per_request": "user and system time of the process by its requests",
+    "other_cpu_share": "of the machine, including the server of the benchmark",
     "connections": "that the server has seen in a round",
     "fleet_connections": f"of {PROCESSES} processes with {THREADS} threads each",
 }
@@ -143,6 +144,7 @@ def figures(runs: Sequence[Measured]) -> Record:
     return {
         "rows_per_second": spread([r.rows / r.run_seconds for r in reports]),
         "us_per_request": spread(costs),
+        "other_cpu_share": spread([run.other_cpu_share for run in runs]),
     }
 
 
