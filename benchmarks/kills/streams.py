@@ -29,9 +29,10 @@ from cloud.clients import Cloud
 EVERY_SECONDS = 0.01
 REQUEST_MESSAGES = 5
 # The shortest and longest time from the start of a run to its kill, in seconds. On Prism, workers
-# need some seconds to start.
+# need some seconds to start. Half of the kills come up to WORK_SECONDS after the first row.
 LIVES = (0.2, 3.0)
 LIVES_ON_PRISM = (2.0, 14.0)
+WORK_SECONDS = 2.0
 ACK_SECONDS = 10
 # Longer than the leases of a killed run, which had extended the deadlines of its messages to 60 s.
 QUIET_SECONDS = 75
@@ -90,6 +91,7 @@ class StreamRun:
     model: Path
     kind: str
     prism: Path | None = None
+    _pulled: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in ("in", "out", "dead"):
@@ -143,7 +145,9 @@ class StreamRun:
     def read(self) -> list[str]:
         """Return the ids of all rows and dead letters in the sinks."""
         if self.kind.startswith("topic"):
-            return [*self._pull("out", "row_id"), *self._pull("dead", "millrace_row_id")]
+            self._pulled += self._pull("out", "row_id")
+            self._pulled += self._pull("dead", "millrace_row_id")
+            return self._pulled
         if self.kind == "table":
             client = self.cloud.bigquery()
             return [
@@ -176,6 +180,21 @@ class StreamRun:
             found += [one.message.attributes[attribute] for one in pulled]
 
 
+def wait_for_rows(run: StreamRun, attempt: Attempt) -> None:
+    """Wait until a running attempt has written a row."""
+    before, until = _count(run), time.monotonic() + PATIENCE_SECONDS
+    while _count(run) == before and attempt.running and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _count(run: StreamRun) -> int:
+    """Return the number of rows and dead letters; 0 if the first run has created no table yet."""
+    try:
+        return len(run.read())
+    except exceptions.NotFound:
+        return 0
+
+
 def kill_stream(
     run: StreamRun, bodies: list[bytes], chance: random.Random, count: int, victim: str = "launcher"
 ) -> Tally:
@@ -194,7 +213,11 @@ def kill_stream(
     while tally.kills < count:
         number += 1
         attempt = run.start(number, stop_after_seconds=600)
-        time.sleep(chance.uniform(*lives))
+        if chance.random() < 0.5:
+            wait_for_rows(run, attempt)
+            time.sleep(chance.uniform(0, WORK_SECONDS))
+        else:
+            time.sleep(chance.uniform(*lives))
         others = children(attempt)
         if not attempt.running:
             raise RuntimeError(f"a stream ended before its kill: {attempt.log.read_text()[-2000:]}")
