@@ -1,5 +1,6 @@
 """Rows are prepared by the worker or by the server of an endpoint, with equal results."""
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -276,7 +277,12 @@ def test_a_raw_row_that_is_too_large_costs_no_other_row(package: Package) -> Non
 
 
 def way(
-    url: str, package: Package, prepare_at: Any = "auto", **flags: Any
+    url: str,
+    package: Package,
+    prepare_at: Any = "auto",
+    *,
+    retry_seconds: float = 0.2,
+    **flags: Any,
 ) -> tuple[Way, list[VertexEndpointHandler]]:
     """Return the way to an endpoint, and the handlers that sent test rows."""
     folder, manifest = package
@@ -290,7 +296,7 @@ def way(
             prepare_at=chosen.place,
             parameters=chosen.parameters,
             instance_format=flags.get("instance_format"),
-            retry_seconds=0.2,
+            retry_seconds=retry_seconds,
         )
         made.append(handler)
         return handler
@@ -299,14 +305,18 @@ def way(
     return find_way(options, manifest, make), made
 
 
+# A server on a busy machine may take longer to respond than an endpoint that fails has.
+way_to_server = functools.partial(way, retry_seconds=30)
+
+
 def test_the_own_server_prepares_rows_unless_the_worker_is_asked_to(
     package: Package, served: Running
 ) -> None:
     url = served.server.url
-    assert way(url, package)[0] == Way("server", None)
-    assert way(url, package, "server")[0] == Way("server", None)
-    assert way(url, package, "worker")[0] == Way("worker", '{"prepared":true}')
-    found = way(url, package, "worker", endpoint_parameters='{"outputs":"all"}')[0]
+    assert way_to_server(url, package)[0] == Way("server", None)
+    assert way_to_server(url, package, "server")[0] == Way("server", None)
+    assert way_to_server(url, package, "worker")[0] == Way("worker", '{"prepared":true}')
+    found = way_to_server(url, package, "worker", endpoint_parameters='{"outputs":"all"}')[0]
     assert json.loads(found.parameters or "") == {"outputs": "all", "prepared": True}
 
 
@@ -317,9 +327,9 @@ def test_the_worker_prepares_rows_for_a_server_with_other_steps(
     changed = write_raw_package(tmp_path / "model", columns=columns)
     assert preparation_digest(changed) != preparation_digest(package[1])
     other = (tmp_path / "model", changed)
-    assert way(served.server.url, other)[0] == Way("worker", '{"prepared":true}')
+    assert way_to_server(served.server.url, other)[0] == Way("worker", '{"prepared":true}')
     with pytest.raises(EndpointError, match="prepares rows by other steps than the package"):
-        way(served.server.url, other, "server")
+        way_to_server(served.server.url, other, "server")
 
 
 def test_the_worker_prepares_rows_for_a_server_that_runs_the_model_only(package: Package) -> None:
@@ -343,11 +353,11 @@ def test_a_server_that_returns_only_the_score_is_asked_for_what_is_needed(
     with running(package[0]) as server:
         url = server.server.url
         for prepare_at in ("auto", "server"):
-            found, _ = way(url, package, prepare_at)
+            found, _ = way_to_server(url, package, prepare_at)
             assert found.place == "server"
             assert json.loads(found.parameters or "") == outputs
         if header == "kept":
-            found, _ = way(url, package, "worker")
+            found, _ = way_to_server(url, package, "worker")
             assert found.place == "worker"
             assert json.loads(found.parameters or "") == outputs | {"prepared": True}
         # What the user names is sent as it is.
