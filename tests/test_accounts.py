@@ -175,6 +175,7 @@ KINDS = pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl", "jsonl.gz"])
 
 @KINDS
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_run_reports_what_it_had_to_read(
     kind: str, source: Any, run: Callable[[Path], tuple[int, str]], tmp_path: Path
 ) -> None:
@@ -227,6 +228,7 @@ def one_for_another(file: PlannedFile, *_: Any) -> Iterator[FileRange]:
     ],
 )
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_lost_range_fails_the_run_and_nothing_is_written(
     kind: str,
     split: Any,
@@ -247,6 +249,7 @@ def test_a_lost_range_fails_the_run_and_nothing_is_written(
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl.gz"])
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_reader_that_stops_early_fails_the_run(
     kind: str,
     source: Any,
@@ -262,6 +265,7 @@ def test_a_reader_that_stops_early_fails_the_run(
     assert not (tmp_path / "out/r").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_file_fails_the_run(
     source: Any,
     run: Callable[[Path], tuple[int, str]],

@@ -261,6 +261,7 @@ def test_rows_larger_than_what_may_be_in_flight_are_sent_alone(
     stream.close()
 
 
+@pytest.mark.slow
 def test_an_error_of_the_connection_fails_all_requests_in_flight_and_each_is_sent_again(
     serve: Serve,
 ) -> None:

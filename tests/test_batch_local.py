@@ -114,6 +114,7 @@ def test_scores_are_those_of_the_model_and_name_the_model_and_the_run(
     assert table["scored_at"].null_count == 0
 
 
+@pytest.mark.slow
 def test_too_few_rows_fail_the_run_and_its_output_stays(run: Any, tmp_path: Path) -> None:
     code, _, err = run(min_rows=ROWS + 1)
     assert code == 1
@@ -125,6 +126,7 @@ def test_too_few_rows_fail_the_run_and_its_output_stays(run: Any, tmp_path: Path
     assert run(min_rows=ROWS)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_path_with_a_comma_is_read_in_quotes_and_an_error_says_so(
     run: Any, example: Path, tmp_path: Path
 ) -> None:
@@ -166,11 +168,13 @@ def test_a_second_run_replaces_the_first_and_another_run_id_keeps_both(
     assert not (tmp_path / "out/.staging").exists()
 
 
+@pytest.mark.slow
 def test_json_summary_is_the_report(run: Any, tmp_path: Path) -> None:
     _, out, _ = run(json_summary="true")
     assert json.loads(out) == json.loads((tmp_path / "out/r/report.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_report_has_the_statistics_of_the_scores(run: Any, tmp_path: Path) -> None:
     out = run(run_id="a")[1]
     found = json.loads((tmp_path / "out/a/report.json").read_text())["scores"]
@@ -253,6 +257,7 @@ def test_bad_rows_of_a_text_file_become_dead_letters_one_by_one(run: Any, tmp_pa
     assert "missing_feature at" in out
 
 
+@pytest.mark.slow
 def test_a_run_that_scores_nothing_fails_and_keeps_its_dead_letters(
     run: Any, tmp_path: Path
 ) -> None:
@@ -268,6 +273,7 @@ def test_a_run_that_scores_nothing_fails_and_keeps_its_dead_letters(
     assert "out/r/scores" not in out
 
 
+@pytest.mark.slow
 def test_the_share_of_dead_letters_can_be_limited(run: Any) -> None:
     assert run(max_dead_letter_share=0.01)[0] == 0
     code, _, err = run(max_dead_letter_share=0.009)
@@ -276,6 +282,7 @@ def test_the_share_of_dead_letters_can_be_limited(run: Any) -> None:
     assert_one_line_error(run(max_dead_letter_share=2), 2, "--max_dead_letter_share")
 
 
+@pytest.mark.slow
 def test_a_feature_of_a_csv_file_is_written_as_a_number_in_every_file(
     run: Any, tmp_path: Path
 ) -> None:
@@ -294,6 +301,7 @@ def test_a_feature_of_a_csv_file_is_written_as_a_number_in_every_file(
     [("parquet", "default"), ("csv", "default"), ("jsonl", "default"), ("parquet", "reference")],
 )
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_rows_have_the_schema_that_was_determined_before_the_run(
     run: Any,
     example: Path,
@@ -666,6 +674,7 @@ def copy_package(example: Path, target: Path, **changes: Any) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_unusable_models_are_reported(run: Any, example: Path, tmp_path: Path) -> None:
     assert_one_line_error(run(model=tmp_path / "none"), 1, "no model at")
     assert_one_line_error(run(model_digest="0" * 64), 1, "--model_digest", "0" * 64)
@@ -723,6 +732,7 @@ def write_mar(path: Path, entries: dict[str, bytes]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_hostile_archives_are_rejected(run: Any, example: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(example / "pytorch_autoencoder.mar") as archive:
         good = {name: archive.read(name) for name in archive.namelist()}
@@ -769,6 +779,7 @@ def test_range_rows_without_parquet_files_are_rejected(run: Any, tmp_path: Path)
     assert_one_line_error(run(range_rows=0), 2, "--range_rows must be at least 1, got 0")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_whose_workers_never_end(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

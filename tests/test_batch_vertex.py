@@ -87,6 +87,7 @@ def assert_same(got: Path, wanted: Path) -> None:
         {"endpoint_request_rows": 1_000},
     ],
 )
+@pytest.mark.slow
 def test_an_endpoint_returns_what_a_model_in_the_worker_returns(
     example: Path, served: Running, local: Path, tmp_path: Path, given: dict[str, Any]
 ) -> None:

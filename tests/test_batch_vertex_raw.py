@@ -93,6 +93,7 @@ def assert_same(got: Path, wanted: Path) -> None:
     ("asked", "found"), [("auto", "server"), ("worker", "worker")], ids=["auto", "worker"]
 )
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_the_own_server_returns_what_a_model_in_the_worker_returns(
     place: Path, served: Running, tmp_path: Path, kind: str, asked: str, found: str
 ) -> None:

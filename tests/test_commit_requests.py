@@ -129,6 +129,7 @@ def test_only_calls_that_failed_are_repeated(store: ObjectStore) -> None:
     assert (kinds.count("copy"), kinds.count("delete")) == (120 + 3, 120 + 2)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_repeated_copies_only_the_rest(store: ObjectStore) -> None:
     attempt = Attempt(store, ONE, FIRST, 250, 0)
     files = attempt.stage()
@@ -180,6 +181,7 @@ def test_without_permission_to_list_in_mid_commit_no_half_result_is_visible(
     passing=st.sets(st.integers(1, 60), max_size=3),
     again=st.booleans(),
 )
+@pytest.mark.slow
 def test_wherever_a_commit_stops_a_repetition_ends_right(
     store: ObjectStore, at: int, calls: int, status: int, passing: set[int], again: bool
 ) -> None:

@@ -832,6 +832,7 @@ def test_messages_of_any_kind_are_read_or_refused_and_none_is_lost(
     assert {reason for reason in counts if counts[reason] > messages // 4_000} >= reasons
 
 
+@pytest.mark.slow
 def test_mutated_avro_and_arrow_are_read_or_refused(
     make_manifest: Make, provenance: Provenance
 ) -> None:
@@ -877,6 +878,7 @@ def test_messages_of_any_shape_are_read_or_refused(
 @pytest.mark.parametrize("as_list", [True, False])
 @pytest.mark.parametrize(("batch_rows", "batch_bytes"), [(4, 1 << 20), (100, 3 * len(GOOD))])
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_batches_of_a_bundle_are_limited_by_rows_and_by_bytes_and_no_message_is_lost(
     make_manifest: Make,
     provenance: Provenance,

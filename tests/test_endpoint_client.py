@@ -284,6 +284,7 @@ def test_the_limit_on_requests_in_flight_holds_for_all_threads(connect: Connect)
         assert client.take_stats().most_in_flight == 3
 
 
+@pytest.mark.slow
 def test_an_overloaded_server_gets_fewer_requests_and_the_time_is_counted(connect: Connect) -> None:
     overloaded = [retry_after("1.1")] * 4
     with faulty_endpoint(double, in_turn(*overloaded)) as endpoint:
@@ -296,6 +297,7 @@ def test_an_overloaded_server_gets_fewer_requests_and_the_time_is_counted(connec
         assert stats.retries == 4
 
 
+@pytest.mark.slow
 def test_an_outage_is_not_amplified(connect: Connect) -> None:
     with faulty_endpoint(double, lambda _: UNAVAILABLE) as endpoint:
         client = connect(endpoint, retry_seconds=1, concurrency=50)

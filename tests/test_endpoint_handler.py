@@ -164,6 +164,7 @@ def test_a_request_that_hangs_costs_no_row(serve: Make) -> None:
         check_rows(handler.predict(model, [rows], len(rows)), rows)
 
 
+@pytest.mark.slow
 def test_each_row_is_answered_correctly_if_a_fifth_of_the_requests_fail(serve: Make) -> None:
     rows = some_rows(100_000)
     settings: dict[str, Any] = {"rows": 100, "concurrency": 16, "retry_seconds": 60}
@@ -524,6 +525,7 @@ def test_if_most_rows_are_refused_few_are_sent_alone(serve: Make) -> None:
     assert len(texts) - len(left) < 1_200
 
 
+@pytest.mark.slow
 def test_many_adjacent_refused_rows_cost_no_other_row(serve: Make) -> None:
     rows = some_rows(3_000)
     bad = set(range(450, 810))

@@ -185,6 +185,7 @@ def decision_of(score: float, at: tuple[float, float]) -> str:
 
 @pytest.mark.parametrize("output_format", ["parquet", "jsonl", "csv"])
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_result_has_the_same_fields_in_every_format(
     run: Any, tmp_path: Path, output_format: str
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_result_has_the_same_fields_in_every_format(
     assert "thresholds" not in out
 
 
+@pytest.mark.slow
 def test_thresholds_of_a_run_decide_and_are_reported(run: Any, tmp_path: Path) -> None:
     assert run()[0] == 0
     before = result(tmp_path)
@@ -291,6 +293,7 @@ def test_wrong_fields_and_thresholds_end_in_one_line(
     assert_one_line_error(run(**flags), 2, *parts)
 
 
+@pytest.mark.slow
 def test_a_score_may_be_a_position(run: Any, tmp_path: Path, package: Path) -> None:
     changed = tmp_path / "changed"
     position = {

@@ -253,6 +253,7 @@ HARMLESS: dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...], Any]]] = {
 @pytest.mark.filterwarnings("ignore:The tensor attributes")
 @pytest.mark.parametrize("kind", HARMLESS)
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_models_of_torch_export_are_not_mistaken_for_attacks(kind: str) -> None:
     torch.manual_seed(0)
     module, args, dims = HARMLESS[kind]()

@@ -70,6 +70,7 @@ def scores(tmp_path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.slow
 def test_keys_are_features_ids_and_output_fields(run: Any, tmp_path: Path, suffix: str) -> None:
     for c, day in ((3, "2026-11-19"), (4, "__HIVE_DEFAULT_PARTITION__"), (5, "a%2Fb %3D")):
         rows = {"a": [1.0], "b": [2.0], "id": ["x"]}

@@ -117,6 +117,7 @@ def test_up_to_a_quarter_of_bad_rows_in_a_large_range_are_all_found(
 
 @given(st.integers(0, 50), st.integers(SMALL_BATCH + 1, 4_000), st.floats(0.8, 1.0))
 @example(0, 32_768, 1.0)
+@pytest.mark.slow
 def test_if_most_rows_fail_few_are_tried_and_every_row_has_a_result(
     start: int, rows: int, share: float
 ) -> None:

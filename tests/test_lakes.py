@@ -66,6 +66,7 @@ def scored(tmp_path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     return dict(zip(table["row_id"].to_pylist(), table["day"].to_pylist(), strict=True)), report
 
 
+@pytest.mark.slow
 def test_a_delta_table_is_read_at_the_latest_or_another_version(
     run: Any, delta: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +180,7 @@ def test_an_iceberg_table_with_equality_deletes_is_refused(run: Any, iceberg: Pa
     assert_one_line_error(result, 1, "Apache Iceberg table", "does not yet support equality del")
 
 
+@pytest.mark.slow
 def test_columns_of_an_iceberg_table_are_those_of_now(tmp_path: Path) -> None:
     need_library("pyiceberg")
     from pyiceberg.catalog.sql import SqlCatalog

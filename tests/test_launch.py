@@ -157,6 +157,7 @@ def test_a_job_that_cannot_be_monitored_after_its_start_keeps_running(
     assert world.paste(err)[0] == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_a_launch_from_source_says_that_the_job_may_have_started(
     world: World, batch: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +180,7 @@ def test_too_many_dead_letters_fail_the_launch_that_waits(world: World, batch: l
     assert "(1.00 %) are dead letters, more than --max_dead_letter_share 0.001 allows;" in err
 
 
+@pytest.mark.slow
 def test_a_dry_run_starts_nothing(world: World, batch: list[str]) -> None:
     code, out, err = world.launch("batch_local", *batch, "--dry_run", "--wait")
     assert code == 0, err

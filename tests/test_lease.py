@@ -177,6 +177,7 @@ def lease_of() -> Callable[..., tuple[Lease, Stub]]:
 
 
 @pytest.mark.parametrize("kind", [exceptions.DeadlineExceeded, exceptions.Cancelled])
+@pytest.mark.slow
 def test_a_subscription_is_not_empty_after_one_response_without_messages(
     lease_of: Callable[..., tuple[Lease, Stub]], kind: type[Exception]
 ) -> None:

@@ -107,6 +107,7 @@ def found(out: Path, part: str, member: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model", ["model", "bare"])
+@pytest.mark.slow
 def test_columns_without_steps_reach_a_server_that_prepares_rows(
     mixed: Path, tmp_path: Path, model: str
 ) -> None:

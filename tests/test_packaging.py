@@ -377,6 +377,7 @@ class Series(nn.Module):
         return self.out(states.mean(1)).squeeze(-1)
 
 
+@pytest.mark.slow
 def test_series_of_any_length_are_padded(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(script(Series()))
     values = [np.linspace(0, 1, length).tolist() for length in (3, 9, 0, 12, 5)]

@@ -109,6 +109,7 @@ def test_a_fault_of_a_score_names_the_value_that_the_model_returned(make_source:
     ]
 
 
+@pytest.mark.slow
 def test_predict_only_needs_a_handler_and_a_manifest(
     tiny_package: tuple[str, Manifest], make_source: Make
 ) -> None:

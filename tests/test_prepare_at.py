@@ -343,6 +343,7 @@ def refuse_tensors(request: Request) -> Fault | None:
 
 
 @pytest.mark.parametrize("header", ["kept", "lost"])
+@pytest.mark.slow
 def test_a_server_that_returns_only_the_score_is_asked_for_what_is_needed(
     package: Package, monkeypatch: pytest.MonkeyPatch, header: str
 ) -> None:

@@ -287,6 +287,7 @@ def adds_up_to(count: int) -> Callable[[list[Any]], None]:
     return check
 
 
+@pytest.mark.slow
 def test_rows_of_many_batches_are_published_in_full_requests(topics: tuple[Topics, Cloud]) -> None:
     service, cloud = topics
     batches = [pa.record_batch({"row_id": [f"{b}-{i}" for i in range(300)]}) for b in range(8)]
@@ -297,6 +298,7 @@ def test_rows_of_many_batches_are_published_in_full_requests(topics: tuple[Topic
     assert len(service.requests) <= 5
 
 
+@pytest.mark.slow
 def test_transient_errors_are_retried_and_no_message_is_lost(
     topics: tuple[Topics, Cloud], provenance: Provenance
 ) -> None:
@@ -399,6 +401,7 @@ def test_a_message_has_the_ordering_key_of_its_row_only_as_its_key() -> None:
     assert [json.loads(message.data) for message in messages] == [{"row_id": id} for id in "012"]
 
 
+@pytest.mark.slow
 def test_a_request_has_one_ordering_key_and_the_rows_of_a_key_keep_their_order(
     topics: tuple[Topics, Cloud],
 ) -> None:

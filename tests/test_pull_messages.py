@@ -187,6 +187,7 @@ def test_messages_that_cannot_be_acknowledged_end_the_run_and_do_not_count_as_do
         assert (lease.acknowledged, intake.unfinished) == ([], 1)
 
 
+@pytest.mark.slow
 def test_the_run_of_a_worker_ends_with_the_process_that_started_the_worker() -> None:
     options = PullOptions(cloud=Cloud("p", Endpoints()), subscription="s", run="r")
     intake = Intake(options, Leased(), parent=0)  # type: ignore[arg-type]

@@ -324,6 +324,7 @@ def test_messages_of_avro_get_the_tensors_of_files(package: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_letters_are_replayed_with_another_package(
     run: Callable[..., Result],
     run_command: RunCommand,

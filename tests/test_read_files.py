@@ -522,6 +522,7 @@ def all_are(expected: Any) -> Callable[[list[Any]], None]:
     return check
 
 
+@pytest.mark.slow
 def test_each_file_may_have_its_own_types_but_needs_all_columns(
     make_manifest: Make, tmp_path: Path, provenance: Provenance
 ) -> None:

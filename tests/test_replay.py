@@ -144,6 +144,7 @@ def infinite(letter: dict[str, Any]) -> bool:
     return "infinite" in letter["message"]
 
 
+@pytest.mark.slow
 def test_a_row_that_a_fixed_package_accepts_is_scored_as_if_it_had_never_failed(
     run: Callable[..., Result],
     letters: list[dict[str, Any]],
@@ -380,6 +381,7 @@ def write_letters(failures: pa.RecordBatch, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_replayed_messages_have_the_columns_that_the_stream_writes(
     run: Callable[..., Result], faulty: list[Message], example: Path, tmp_path: Path
 ) -> None:

@@ -602,6 +602,7 @@ def test_a_bare_model_file_is_its_own_address(example: Path, tmp_path: Path) -> 
     assert bare.address("gs://b/d/") == "gs://b/d/bare.pt"
 
 
+@pytest.mark.slow
 def test_a_concurrent_policy_change_and_an_exceeded_rate_are_retried(
     google: GoogleApi, run: Callable[..., tuple[int, str]]
 ) -> None:

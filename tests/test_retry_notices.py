@@ -139,6 +139,7 @@ def test_a_command_is_the_only_one_that_prints(
     assert other.getvalue() == ""
 
 
+@pytest.mark.slow
 def test_a_dead_endpoint_is_named_while_a_run_retries(
     often: None, dead: str, example: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:

@@ -155,6 +155,7 @@ def test_an_element_that_is_not_a_row_becomes_one_dead_letter(make_manifest: Mak
         assert_that(failed, equal_to([(reason, "unnamed") for reason in reasons]), "failures")
 
 
+@pytest.mark.slow
 def test_windows_are_kept_apart(make_manifest: Make) -> None:
     rows = [TimestampedValue({"n": str(at), "features": [1, 2, 3]}, at) for at in (1, 11, 2, 12, 3)]
     bad = [TimestampedValue({"n": str(at)}, at) for at in (4, 14)]

@@ -385,6 +385,7 @@ def test_a_draining_server_refuses_new_requests_and_finishes_the_others(
         assert held.result().status == 200
 
 
+@pytest.mark.slow
 def test_an_incomplete_request_does_not_prolong_the_drain(
     example: Path,
 ) -> None:
@@ -527,6 +528,7 @@ def test_fixed_outputs_are_not_chosen_by_requests(example: Path) -> None:
         assert "--fixed_outputs, and computes no other outputs: leave" in refused.error["message"]
 
 
+@pytest.mark.slow
 def test_the_score_and_the_routes_can_be_chosen_at_the_start(example: Path) -> None:
     with running(
         example / "model_pt2",

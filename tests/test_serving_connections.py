@@ -176,6 +176,7 @@ def test_bytes_that_are_not_http_are_refused_in_the_same_form(hasty: Running) ->
         assert (answer.status, answer.error["code"]) == (400, 400)
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_disconnected(example: Path) -> None:
     with running(example / "model", outputs="all", read_timeout_seconds=0.5) as server:
         connection = connect(server.client)

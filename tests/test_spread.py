@@ -103,6 +103,7 @@ def streams(tmp_path: Path) -> Iterator[tuple[Reads, ReadStream, Any]]:
 
 
 @pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.slow
 def test_a_session_that_ends_while_the_model_scores_loses_only_a_run_that_is_not_spread(
     spread: bool, streams: tuple[Reads, ReadStream, Any]
 ) -> None:

@@ -377,6 +377,7 @@ def test_beam_runs_the_handler(package: Package) -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
+@pytest.mark.slow
 def test_a_handler_runs_within_the_keyed_handler_of_beam(package: Package, several: bool) -> None:
     handlers = [
         TorchModelHandler(*package(module, outputs), batch_rows=16)

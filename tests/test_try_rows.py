@@ -343,6 +343,7 @@ def test_the_report_has_the_accepted_difference(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_rows", [1, 2])
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_model_that_squeezes_scores_a_last_batch_of_one_row(
     tmp_path: Path, batch_rows: int
 ) -> None:

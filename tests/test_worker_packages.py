@@ -171,6 +171,7 @@ def google() -> Iterator[GoogleApi]:
 
 @pytest.mark.parametrize("launched", [False, True], ids=["itself", "launch"])
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_dry_run_shows_what_a_worker_installs(
     job: dict[str, Any], google: GoogleApi, launched: bool, run_command: RunCommand
 ) -> None:
