@@ -176,6 +176,7 @@ def records(**expected: tuple[str, str]) -> Callable[[list[pa.RecordBatch]], Non
     return check
 
 
+@pytest.mark.slow
 def test_small_batches_are_appended_together_and_large_batches_in_parts(
     serve: Serve, provenance: Provenance
 ) -> None:
@@ -200,6 +201,7 @@ def test_small_batches_are_appended_together_and_large_batches_in_parts(
     wait_until(lambda: not threads_since(before))
 
 
+@pytest.mark.slow
 def test_rows_do_not_wait_for_the_end_of_a_long_bundle(
     serve: Serve, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +217,7 @@ def test_rows_do_not_wait_for_the_end_of_a_long_bundle(
     assert service.requests == [["a"], ["b"]]
 
 
+@pytest.mark.slow
 def test_a_refused_row_without_an_id_is_recorded_without_one(
     serve: Serve, provenance: Provenance
 ) -> None:
@@ -230,6 +233,7 @@ def test_a_refused_row_without_an_id_is_recorded_without_one(
     assert service.written == ["a"]
 
 
+@pytest.mark.slow
 def test_a_row_too_large_for_an_append_becomes_a_dead_letter_and_the_largest_fitting_row_is_sent(
     serve: Serve, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +257,7 @@ def test_a_row_too_large_for_an_append_becomes_a_dead_letter_and_the_largest_fit
     assert service.written == [small, fits]
 
 
+@pytest.mark.slow
 def test_values_that_a_column_of_the_table_cannot_hold_become_dead_letters(
     serve: Serve, provenance: Provenance
 ) -> None:
@@ -323,6 +328,7 @@ def placed(
     ],
     ids=["together", "one by one"],
 )
+@pytest.mark.slow
 def test_counts_and_failures_keep_the_windows_and_the_times_of_their_rows(
     serve: Serve, provenance: Provenance, batch_bytes: int, counts: list[tuple[Any, ...]]
 ) -> None:

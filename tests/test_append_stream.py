@@ -145,6 +145,7 @@ def test_a_connection_that_hangs_is_replaced_by_another_one(serve: Serve) -> Non
     stream.close()
 
 
+@pytest.mark.slow
 def test_a_service_that_never_responds_is_given_up_on(serve: Serve) -> None:
     service = serve(then=hang)
     stream = service.stream(retry_seconds=0.4)
@@ -277,6 +278,7 @@ def test_an_error_of_the_connection_fails_all_requests_in_flight_and_each_is_sen
     stream.close()
 
 
+@pytest.mark.slow
 def test_a_hanging_connection_is_replaced_also_for_threads_that_wait_to_send(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,6 +415,7 @@ sys.stdin.read()
     assert output == "NotFound\n"
 
 
+@pytest.mark.slow
 def test_the_largest_append_is_within_the_limit_of_the_api(serve: Serve) -> None:
     service = serve()
     stream = service.stream()

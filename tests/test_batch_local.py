@@ -184,6 +184,7 @@ def test_the_report_has_the_statistics_of_the_scores(run: Any, tmp_path: Path) -
     assert f"mean {found['mean']:.4g}, std {found['std']:.4g}, from {found['min']:.4g} to" in out
 
 
+@pytest.mark.slow
 def test_dead_letters_can_have_another_folder(run: Any, tmp_path: Path) -> None:
     run(dead_letter_files=tmp_path / "bad")
     assert len(dead_letters(tmp_path / "bad")) == ROWS // 100
@@ -229,6 +230,7 @@ def test_output_formats_hold_the_same_rows(run: Any, tmp_path: Path, output_form
     assert_scores(other.sort_by("row_id")["score"], table["score"])
 
 
+@pytest.mark.slow
 def test_bad_rows_of_a_text_file_become_dead_letters_one_by_one(run: Any, tmp_path: Path) -> None:
     good = dict.fromkeys(FEATURES, 0.5)
     lines = [
@@ -872,6 +874,7 @@ def in_parts(example: Path, folder: Path, **columns: list[pa.Array]) -> Path:
     ],
     ids=["null", "number", "dictionary"],
 )
+@pytest.mark.slow
 def test_a_result_has_one_schema_however_the_files_differ(
     run: Any,
     example: Path,
@@ -900,6 +903,7 @@ def test_a_result_has_one_schema_however_the_files_differ(
     [[pa.array([1]), pa.array(["x"])], [pa.array([2**53 + 1]), pa.array([1.5])]],
     ids=["before the run", "at the row"],
 )
+@pytest.mark.slow
 def test_files_that_no_type_can_hold_are_named_and_nothing_is_written(
     run: Any, example: Path, tmp_path: Path, parts: list[pa.Array]
 ) -> None:

@@ -323,6 +323,7 @@ def test_a_job_that_was_started_unnoticed_is_used(
     assert jobs.inserted == [f"{BASE}-0"]
 
 
+@pytest.mark.slow
 def test_workers_that_start_a_job_at_the_same_time_share_one(
     serve: Serve, no_waits: list[float]
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_value_makes_a_package_of_version_1_one_of_version_2(first: Path) -> N
     np.testing.assert_allclose(tensors[0], np.array([[7 / 3, 7.0], [1.0, 2.0]]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fill_is_replaced_and_rows_that_it_changes_are_removed(tmp_path: Path) -> None:
     write_raw_package(
         tmp_path / "raw", golden={"rows": ROWS[:3], "outputs": {"logits": answers(tmp_path)}}

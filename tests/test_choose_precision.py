@@ -179,6 +179,7 @@ def test_the_share_of_a_tolerance_is_at_most_one_if_values_agree(
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
+@pytest.mark.slow
 def test_the_rows_of_a_chosen_precision_are_counted_for_the_report(
     tmp_path: Path, precision: str
 ) -> None:

@@ -63,6 +63,7 @@ def through_all_steps(most: int) -> Iterator[int]:
     indirect=["place"],
 )
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_commit_killed_at_any_step_leaves_the_old_result_or_the_new_one(
     place: Callable[[str], Place], layout: Layout, done: bool
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_commit_killed_at_any_step_leaves_the_old_result_or_the_new_one(
         assert bare(here, layout) <= {new.token} | (later if layout == TWO else set())
 
 
+@pytest.mark.slow
 def test_a_reader_between_any_two_steps_finds_the_old_result_or_the_new_one(
     place: Callable[[str], Place],
 ) -> None:
@@ -133,6 +135,7 @@ def test_a_reader_between_any_two_steps_finds_the_first_result_or_no_result(
 
 
 @given(data=st.data())
+@pytest.mark.slow
 def test_after_any_sequence_of_attempts_the_report_lists_existing_files(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

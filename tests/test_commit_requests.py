@@ -67,6 +67,7 @@ def test_a_commit_takes_a_tenth_of_a_request_for_each_file(store: ObjectStore) -
     assert store.requests.total() <= FILES / 10
 
 
+@pytest.mark.slow
 def test_a_report_names_files_that_were_removed_long_ago_once_for_each_attempt(
     store: ObjectStore,
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_report_names_files_that_were_removed_long_ago_once_for_each_attempt(
 
 
 @pytest.mark.parametrize("overtaken", [False, True])
+@pytest.mark.slow
 def test_a_report_of_many_files_replaces_only_the_report_that_was_read(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, overtaken: bool
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_report_of_many_files_replaces_only_the_report_that_was_read(
     assert store.objects[report][1] == other
 
 
+@pytest.mark.slow
 def test_only_calls_that_failed_are_repeated(store: ObjectStore) -> None:
     attempt = Attempt(store, ONE, FIRST, 120, 0)
     files = attempt.stage()
@@ -151,6 +154,7 @@ def test_a_step_that_is_repeated_copies_only_the_rest(store: ObjectStore) -> Non
 
 # The first seven lists precede the report, and two follow it.
 @pytest.mark.parametrize("at", [1, 5, 7, 8])
+@pytest.mark.slow
 def test_without_permission_to_list_in_mid_commit_no_half_result_is_visible(
     store: ObjectStore, at: int
 ) -> None:

@@ -214,6 +214,7 @@ def test_open_quotes_are_found_as_they_are_character_by_character(texts: list[st
         assert len(rows) + len(failed) == sum(not is_blank(line) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_large_block_keeps_the_offset_of_every_line() -> None:
     lines = [b"x,1,%d" % i for i in range(200_000)]
     broken = {5: b"x,1", 150_000: b'x",1,2', 199_999: b"\xff,1,2"}

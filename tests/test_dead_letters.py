@@ -86,6 +86,7 @@ def test_the_payload_is_the_message_or_the_columns_as_json(provenance: Provenanc
         max_leaves=8,
     )
 )
+@pytest.mark.slow
 def test_any_row_can_be_written_as_json(value: Any) -> None:
     assert orjson.loads(to_json(value)) == orjson.loads(to_json(orjson.loads(to_json(value))))
 

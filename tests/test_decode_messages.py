@@ -373,6 +373,7 @@ def verdicts(rows: Sequence[Any], row_format: RowFormat, *, as_vector: bool) -> 
 @example([{"a": [1.0]}], 9)
 @example([{"a": {}}], 9)
 @example([{"features": [1.0]}], 15)
+@pytest.mark.slow
 def test_the_fast_and_the_general_reader_agree(
     formats: list[RowFormat], rows: list[Any], which: int
 ) -> None:

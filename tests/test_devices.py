@@ -143,6 +143,7 @@ def test_no_more_batches_are_on_a_device_than_it_has_lanes() -> None:
     assert log.count("in") == log.count("out") == 40
 
 
+@pytest.mark.slow
 def test_a_buffer_is_not_used_again_before_its_batch_is_done() -> None:
     # Each copy waits a little, so a buffer that is written too early has the wrong batch.
     runner = Lanes([fake_gpu([], lambda: threading.Event().wait(0.002))])

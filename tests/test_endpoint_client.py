@@ -424,6 +424,7 @@ def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "endpoint"}
 
 
+@pytest.mark.slow
 def test_a_client_that_is_dropped_ends_its_thread_and_its_connections() -> None:
     with faulty_endpoint(double) as endpoint:
         # Clients of other tests may still exist.

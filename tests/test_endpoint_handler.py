@@ -219,6 +219,7 @@ def test_a_row_on_which_the_endpoint_always_fails_costs_no_other_row(
         assert len(alone) >= CONFIRMATIONS
 
 
+@pytest.mark.slow
 def test_a_row_that_hangs_the_endpoint_costs_no_other_row(serve: Make) -> None:
     rows = some_rows(4)
     settings: dict[str, Any] = {"rows": 4, "timeout_seconds": 0.02, "retry_seconds": 60}
@@ -508,6 +509,7 @@ def test_the_served_model_and_the_one_in_the_worker_agree(
         assert_scores(ours, theirs, field.name, manifest.tolerance)
 
 
+@pytest.mark.slow
 def test_if_most_rows_are_refused_few_are_sent_alone(serve: Make) -> None:
     rows = some_rows(3_000)
     bad = {row for row in range(3_000) if row % 10}
@@ -535,6 +537,7 @@ def test_many_adjacent_refused_rows_cost_no_other_row(serve: Make) -> None:
             check_rows(handler.predict(model, [rows], len(rows)), rows, *sorted(bad))
 
 
+@pytest.mark.slow
 def test_a_server_of_another_package_is_refused(
     example: Path, inputs: tuple[Manifest, pa.RecordBatch]
 ) -> None:

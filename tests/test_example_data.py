@@ -49,6 +49,7 @@ def test_rows_depend_neither_on_their_number_nor_on_the_batch_size(
     assert sum(batch.num_rows for batch in batches) == rows
 
 
+@pytest.mark.slow
 def test_the_file_contains_the_generated_rows_in_row_groups(tmp_path: Path) -> None:
     path = tmp_path / "transactions.parquet"
     assert write_parquet(path, 50_000, seed=7, row_group_rows=20_000) == 50_000

@@ -63,6 +63,7 @@ def test_training_lowers_the_loss(model: TransactionAutoencoder, table: pa.Table
     assert after["test_MAE"] < 0.97 * of_the_mean
 
 
+@pytest.mark.slow
 def test_the_normalized_error_finds_frauds_that_the_denormalized_error_hides(
     model: TransactionAutoencoder,
 ) -> None:

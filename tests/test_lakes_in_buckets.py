@@ -215,6 +215,7 @@ def refusing(marker: str, status: int, hint: int) -> Iterator[str]:
         ("Apache Iceberg", 403, 404, "grant the account the role roles/storage.objectViewer"),
     ],
 )
+@pytest.mark.slow
 def test_a_table_that_the_account_may_not_read_is_an_error(
     run: Any, kind: str, status: int, hint: int, advice: str
 ) -> None:

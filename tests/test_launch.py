@@ -502,6 +502,7 @@ def test_an_update_whose_response_is_lost_is_not_repeated() -> None:
         assert list(dataflow.jobs) == [old["id"], ident]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_listed_late_is_found_at_the_next_attempt() -> None:
     dataflow, lost = _Slow(polls=10), [True]
     dataflow.unseen = 1
@@ -628,6 +629,7 @@ def stream(url: str, label: str, name: str = "a-stream", **mapping: str) -> beam
     return pipeline
 
 
+@pytest.mark.slow
 def test_a_running_job_is_compared_step_by_step_before_it_is_replaced() -> None:
     dataflow = Dataflow(polls=10)
     with google_api(dataflow) as google:

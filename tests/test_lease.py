@@ -205,6 +205,7 @@ def test_messages_received_after_stop_are_given_back_and_earlier_ones_are_kept(
     assert list(lease._held) == ["a"]
 
 
+@pytest.mark.slow
 def test_the_timeout_of_requests_grows_until_a_response_arrives(
     lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +216,7 @@ def test_the_timeout_of_requests_grows_until_a_response_arrives(
     assert stub.timeouts == [1, 2, 4, 8, 8, 1]
 
 
+@pytest.mark.slow
 def test_deadlines_that_cannot_be_set_do_not_end_the_run(
     lease_of: Callable[..., tuple[Lease, Stub]],
 ) -> None:
@@ -225,6 +227,7 @@ def test_deadlines_that_cannot_be_set_do_not_end_the_run(
     assert stub.calls["modify"] == 3
 
 
+@pytest.mark.slow
 def test_messages_that_cannot_be_acknowledged_are_kept_until_they_are_given_back(
     lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +249,7 @@ def test_messages_that_cannot_be_acknowledged_are_kept_until_they_are_given_back
     assert stub.sizes == []
 
 
+@pytest.mark.slow
 def test_requests_are_limited_to_the_size_that_the_service_accepts(
     lease_of: Callable[..., tuple[Lease, Stub]],
 ) -> None:

@@ -214,6 +214,7 @@ def test_a_file_describes_what_python_does(raw: Path) -> None:
         assert (raw / "file" / name).read_bytes() == (raw / "python" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_training_and_serving_prepare_a_row_alike(raw: Path) -> None:
     fitted = fit(raw / "rows.parquet", INPUTS)
     training = prepare(raw / "rows.parquet", fitted)
@@ -324,6 +325,7 @@ class Tokens(nn.Module):
         return {"embedding": (self.table(input_ids) * mask).sum(1) / mask.sum(1).clamp(min=1)}
 
 
+@pytest.mark.slow
 def test_a_model_with_keyword_arguments_reads_columns_of_their_names(tmp_path: Path) -> None:
     ids = torch.zeros(2, 6, dtype=torch.int64)
     data = export(Tokens(), input_ids=ids, attention_mask=torch.ones_like(ids))

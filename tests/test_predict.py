@@ -300,6 +300,7 @@ def score_files(
     return report
 
 
+@pytest.mark.slow
 def test_models_with_several_inputs_and_dtypes_are_supported(
     tmp_path: Path, make_manifest: Make, make_source: Make, provenance: Provenance
 ) -> None:

@@ -237,6 +237,7 @@ def test_a_message_has_no_value_of_a_raw_row(package: Package) -> None:
 
 
 @pytest.mark.parametrize("prepare_at", PLACES)
+@pytest.mark.slow
 def test_rows_that_occur_again_are_not_sent_again(package: Package, prepare_at: Any) -> None:
     answers, endpoint = ask(package, prepare_at, times=3, cache_rows=100)
     for answer in answers:

@@ -102,6 +102,7 @@ def test_loopback_is_added_once_to_the_variables_of_each_library() -> None:
     assert environment == once == {"no_grpc_proxy": f"a.example,{own}", "no_proxy": "*"}
 
 
+@pytest.mark.slow
 def test_grpc_reaches_this_machine_directly(
     dead_proxy: str, environment: pytest.MonkeyPatch
 ) -> None:

@@ -329,6 +329,7 @@ def test_transient_errors_are_retried_and_no_message_is_lost(
         ((grpc.StatusCode.UNAVAILABLE, "down"), "failed after repeated attempts"),
     ],
 )
+@pytest.mark.slow
 def test_a_topic_that_cannot_be_published_to_is_reported_in_one_line(
     topics: tuple[Topics, Cloud], error: tuple[grpc.StatusCode, str], words: str
 ) -> None:
@@ -346,6 +347,7 @@ def test_a_topic_that_cannot_be_published_to_is_reported_in_one_line(
         assert service.calls == 1
 
 
+@pytest.mark.slow
 def test_a_row_too_large_for_a_message_is_a_dead_letter_and_the_others_are_published(
     topics: tuple[Topics, Cloud], provenance: Provenance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_stream_ends_after_its_time_without_a_message() -> None:
         wait_until(lambda: intake.take(10) is None)
 
 
+@pytest.mark.slow
 def test_a_stream_without_any_message_waits_longer_and_says_until_when() -> None:
     with intake_with(stop_after_seconds=0.1, hidden_seconds=0.5) as (intake, _):
         assert intake.take(10) == []

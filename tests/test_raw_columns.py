@@ -149,6 +149,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_rows_of_every_kind_of_file_get_the_same_results(
     run: Callable[..., Result], tmp_path: Path, name: str
 ) -> None:
@@ -169,6 +170,7 @@ def test_rows_of_every_kind_of_file_get_the_same_results(
     ],
 )
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_typed_columns_get_the_same_results(
     run: Callable[..., Result], tmp_path: Path, changes: dict[str, pa.DataType]
 ) -> None:
@@ -228,6 +230,7 @@ def test_a_row_may_lack_a_column_that_is_filled_and_no_other(
     assert letters(tmp_path / "out") == {"lacking": ("missing_feature", "kind")}
 
 
+@pytest.mark.slow
 def test_raw_columns_are_passed_on_with_their_types(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def test_waits_grow_until_a_row_arrives_and_are_short_again_afterwards(
 
 
 @pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.slow
 def test_a_stream_without_progress_is_given_up_on_after_retry_seconds(first: int) -> None:
     broken = grpc.StatusCode.UNAVAILABLE
     reads = Reads(numbered(12), breaks=[(first, broken), *[(0, broken)] * 1_000])
@@ -208,6 +209,7 @@ def test_a_permanent_error_is_raised_without_a_retry(
     assert no_waits == []
 
 
+@pytest.mark.slow
 def test_a_stream_that_hangs_is_continued_in_another_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -309,6 +309,7 @@ def read_or_refuse(path: Path) -> bytes | str:
         return str(error)
 
 
+@pytest.mark.slow
 def test_a_mar_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     for size in range(0, len(MAR), 7):
         (tmp_path / "m.mar").write_bytes(MAR[:size])

@@ -112,6 +112,7 @@ def test_every_row_is_good_or_bad_and_in_order(
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 100])
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_batches_are_limited_and_lose_no_row(make_manifest: Make, batch_rows: int) -> None:
     rows = [GOOD | {"n": str(i)} for i in range(10)] + [{"n": str(i)} for i in range(10, 12)]
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
@@ -130,6 +131,7 @@ def _sizes_fit(found: list[int], most: int) -> None:
     assert all(0 < rows <= most for rows in found)
 
 
+@pytest.mark.slow
 def test_an_element_that_is_not_a_row_becomes_one_dead_letter(make_manifest: Make) -> None:
     deep: Any = 0
     for _ in range(300):

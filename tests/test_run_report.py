@@ -224,6 +224,7 @@ def test_a_run_that_does_not_balance_fails_and_writes_nothing(
     assert not (tmp_path / "out/r").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_rows_balances(folder: RunFolder) -> None:
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         nothing = pipeline | beam.Create([]).with_output_types(Any)
@@ -233,6 +234,7 @@ def test_a_run_without_rows_balances(folder: RunFolder) -> None:
         assert_that(report | beam.Map(lambda r: r["rows_in"]), equal_to([0]))
 
 
+@pytest.mark.slow
 def test_each_destination_of_a_part_gets_all_its_rows(
     folder: RunFolder, provenance: Provenance, tmp_path: Path
 ) -> None:

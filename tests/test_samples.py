@@ -31,6 +31,7 @@ def as_json(table: pa.Table) -> list[str]:
     return [json.dumps(row | {"at": row["at"].isoformat()}) for row in rows]
 
 
+@pytest.mark.slow
 def test_files_of_each_format_make_the_same_package(tmp_path: Path) -> None:
     table = sample(60)
     (tmp_path / "model.pt2").write_bytes(model_bytes())

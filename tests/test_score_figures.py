@@ -49,6 +49,7 @@ def test_figures_are_the_usual_statistics() -> None:
     ("batches", "expected"),
     [([], []), ([[1.0, 2.0]], [(2, 1.5, 0.5, 1, 2)]), ([[1, 2], [6]], [(3, 3.0, 14.0, 1, 6)])],
 )
+@pytest.mark.slow
 def test_the_transform_returns_one_element_for_all_batches(
     batches: list[list[float]], expected: list[Figures]
 ) -> None:

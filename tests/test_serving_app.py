@@ -80,6 +80,7 @@ def test_all_outputs_equal_the_outputs_of_a_worker(client: Client, worker_output
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("size", [1, 7, 1_000])
+@pytest.mark.slow
 def test_outputs_do_not_depend_on_the_rows_of_a_request(
     client: Client, worker_outputs: Any, size: int
 ) -> None:
@@ -320,6 +321,7 @@ class Gate:
         monkeypatch.setattr(LoadedModel, "forward", wait)
 
 
+@pytest.mark.slow
 def test_while_the_model_loads_health_says_so_and_predictions_are_refused(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +399,7 @@ def test_an_incomplete_request_does_not_prolong_the_drain(
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_failed_device_makes_the_server_unhealthy(
     example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

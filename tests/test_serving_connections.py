@@ -60,6 +60,7 @@ STALLED = {
 
 @pytest.mark.parametrize("sent", STALLED.values(), ids=STALLED)
 @pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_stalled_request_is_refused_at_the_deadline(hasty: Running, sent: bytes) -> None:
     with connect(hasty.client) as connection:
         connection.sendall(sent)
@@ -81,6 +82,7 @@ def test_a_stalled_request_is_refused_at_the_deadline(hasty: Running, sent: byte
     ],
     ids=["a header", "headers", "chunks", "a chunk"],
 )
+@pytest.mark.slow
 def test_a_trickle_of_bytes_does_not_postpone_the_deadline(
     hasty: Running, start: bytes, drop: bytes
 ) -> None:
@@ -98,11 +100,13 @@ def test_a_trickle_of_bytes_does_not_postpone_the_deadline(
         assert answered == b"HTTP/1.1 408"
 
 
+@pytest.mark.slow
 def test_a_connection_that_sends_nothing_is_closed_without_an_answer(hasty: Running) -> None:
     with connect(hasty.client) as connection:
         assert is_closed(connection)
 
 
+@pytest.mark.slow
 def test_stalled_requests_do_not_delay_other_clients(hasty: Running) -> None:
     stalled = [half_a_request(hasty.client, [ROW]) for _ in range(16)]
     assert hasty.client.predict([ROW]).status == 200
@@ -112,6 +116,7 @@ def test_stalled_requests_do_not_delay_other_clients(hasty: Running) -> None:
         connection.close()
 
 
+@pytest.mark.slow
 def test_each_request_of_a_connection_has_its_own_deadline(hasty: Running) -> None:
     with connect(hasty.client) as connection:
         for _ in range(3):
@@ -121,6 +126,7 @@ def test_each_request_of_a_connection_has_its_own_deadline(hasty: Running) -> No
         assert read_answer(connection).status == 408
 
 
+@pytest.mark.slow
 def test_a_complete_request_is_answered_before_the_stalled_one_behind_it(hasty: Running) -> None:
     with connect(hasty.client) as connection:
         connection.sendall(WHOLE + WHOLE[:-1])

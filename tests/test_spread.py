@@ -73,6 +73,7 @@ def test_packed_batches_hold_the_same_rows_in_order_within_the_sizes(
         assert one.nbytes >= least or not alike
 
 
+@pytest.mark.slow
 def test_spread_batches_have_the_same_rows_and_the_size_that_the_model_takes() -> None:
     batches = [batch(40_000, 30, 0), *[batch(10, 30, 40_000 + 10 * i) for i in range(50)]]
 

@@ -287,6 +287,7 @@ def test_other_rows_that_the_model_refuses_do_not_matter() -> None:
 # At load.
 
 
+@pytest.mark.slow
 def test_a_package_that_was_not_checked_is_refused_at_load(tmp_path: Path) -> None:
     data = DEPENDENT["batch norm"]()
     accepted = infer_manifest(bare(data), COLUMNS, batch_dependence=10.0)
@@ -355,6 +356,7 @@ def test_a_model_that_squeezes_scores_a_last_batch_of_one_row(
     assert (report["rows_in"], report["rows_scored"]) == (9, 9)
 
 
+@pytest.mark.slow
 def test_a_server_scores_one_row_with_a_model_that_squeezes(tmp_path: Path) -> None:
     assert package(tmp_path, scripted(Squeezes()), sample=rows_of(9)) == 0
     with running(tmp_path / "package") as server:

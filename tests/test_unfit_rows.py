@@ -131,6 +131,7 @@ def test_the_fault_names_the_column_the_table_and_the_type_but_no_value() -> Non
     assert "years 1 to 9999" in faults[1].message
 
 
+@pytest.mark.slow
 def test_rows_that_the_table_cannot_hold_are_dead_letters_that_can_be_replayed(
     make_source: Callable[[Mapping[str, Any]], pa.RecordBatch], provenance: Provenance
 ) -> None:

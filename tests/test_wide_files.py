@@ -145,6 +145,7 @@ def test_requests_fetch_all_spans_and_little_else(
         assert len(groups) <= most_requests
 
 
+@pytest.mark.slow
 def test_the_ranges_of_a_file_share_one_footer(server: ObjectServer, make_manifest: Any) -> None:
     put(server, 3, 100, groups=20)
     file = planned(server)

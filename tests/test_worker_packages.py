@@ -81,6 +81,7 @@ def test_an_installed_wheel_gives_the_wheel_that_was_installed(tmp_path: Path) -
     assert Path(done.stdout.strip()).read_bytes() == wheel.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_requirements_pin_what_a_worker_needs_and_nothing_else() -> None:
     lines = own_requirements()
     assert lines[0] == f"--extra-index-url {TORCH_INDEX}"
@@ -104,6 +105,7 @@ def test_an_image_needs_no_packages() -> None:
         assert options.view_as(SetupOptions).requirements_file is None
 
 
+@pytest.mark.slow
 def test_packages_of_the_user_are_installed_too(tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("# ours\n\nlightgbm==4\n")
