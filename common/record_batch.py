@@ -145,16 +145,17 @@ def rebatch(
         size: The most bytes that a batch of several rows may have.
     """
     waiting: list[pa.RecordBatch] = []
+    # What waits is counted as it comes: small batches are many.
+    count = total = 0
     for piece in chain.from_iterable(cut(batch, rows, size) for batch in batches):
-        fits = (
-            sum(b.num_rows for b in waiting) + piece.num_rows <= rows
-            and sum(b.nbytes for b in waiting) + piece.nbytes <= size
-        )
+        count, total = count + piece.num_rows, total + piece.nbytes
+        fits = count <= rows and total <= size
         if waiting and not (fits and waiting[0].schema.equals(piece.schema)):
             yield concat_batches(waiting)
-            waiting = []
+            waiting, count, total = [], piece.num_rows, piece.nbytes
         if piece.num_rows == rows:
             yield piece
+            count = total = 0
         else:
             waiting.append(piece)
     if waiting:

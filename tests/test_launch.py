@@ -589,6 +589,23 @@ def test_no_mapping_is_suggested_that_would_drop_the_state_of_a_step() -> None:
     assert "--transform_name_mapping" not in message
 
 
+def test_a_stream_whose_files_an_earlier_version_writes_cannot_be_updated() -> None:
+    old = {
+        "WriteRows/Now": "par_do",
+        "WriteRows/Shard": "par_do",
+        "WriteRows/Window": "par_do",
+        "WriteRows/Group": "group_by_key",
+        "WriteRows/Write": "par_do",
+    }
+    new = {f"WriteRows/{name}": "par_do" for name in ("Pack", "Group", "Write", "Manifest")}
+    change, *_ = compare(old, new, {})
+    assert change == "step WriteRows/Group changes its kind from group_by_key to par_do"
+    # The next version keeps the rows of this one.
+    assert compare(new, new, {}) == []
+    faults = compare(new, {"WriteRows/Write": "par_do"}, {})
+    assert "WriteRows/Group may hold messages that are already acknowledged" in faults[1]
+
+
 @pytest.mark.parametrize("target", ["", "Score/Predict"])
 def test_a_mapping_that_drops_the_state_of_a_step_is_rejected_without_the_flag(target: str) -> None:
     mapping = dict.fromkeys(GATHERED, "") | {GROUP: target}

@@ -27,7 +27,8 @@ from examples.local_cloud import LocalCloud
 from pipelines.batch.elsewhere import run_elsewhere
 from pipelines.batch.in_process import silent_workers
 from transforms.bundles import Bundle, begin_bundle, current_bundle
-from transforms.files.spans import SpanFiles, WriteSpans
+from transforms.files.spans import WriteSpans
+from transforms.files.stream_files import StreamFiles
 from transforms.messages import ahead
 from transforms.messages.intake import Intake, PullOptions, intake_of, open_intake
 from transforms.messages.lease import Lease
@@ -385,7 +386,7 @@ def test_messages_of_a_failed_step_are_delivered_again_and_the_run_ends_with_its
 @beam.ptransform_fn
 def in_files(messages: Any, folder: Path, seconds: int) -> Any:
     """Write the texts of messages to files of some seconds."""
-    files = SpanFiles(folder=str(folder), seconds=seconds, output_format="parquet")
+    files = StreamFiles(folder=str(folder), seconds=seconds, output_format="parquet")
     return (
         messages
         | beam.Map(lambda element: pa.record_batch({"text": note(element)}))
@@ -453,7 +454,7 @@ def test_a_sink_that_is_not_in_the_stage_of_the_source_says_so(tmp_path: Path) -
         (
             pipeline
             | beam.Create([pa.record_batch({"text": ["a"]})])
-            | WriteSpans(SpanFiles(folder=str(tmp_path), seconds=1, output_format="parquet"))
+            | WriteSpans(StreamFiles(folder=str(tmp_path), seconds=1, output_format="parquet"))
         )
 
 

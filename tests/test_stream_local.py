@@ -557,13 +557,13 @@ STUCK = """
 import os, sys, threading
 from pipelines.command import run_and_exit
 from pipelines.stream_local import COMMAND
-from transforms.files import windows as write_windows
+from transforms.files import stream_files
 
 def stuck(*_):
     os.write(2, b"writing\\n")
     threading.Event().wait()
 
-write_windows.open_writer = stuck
+stream_files.open_writer = stuck
 run_and_exit(COMMAND, sys.argv[1:])
 """
 

@@ -139,7 +139,8 @@ class StreamSinkOptions:
         metavar="FOLDER",
     )
     file_seconds: int = flag(
-        "time span that each file of results or dead letters covers, in seconds",
+        "length of the time spans of files of results or dead letters, in seconds; a file is "
+        "written early when it has 1,048,576 rows, or when its rows take 64 MB",
         300,
         label="File seconds",
         param_type="NUMBER",

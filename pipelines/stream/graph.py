@@ -25,8 +25,9 @@ from transforms.bigquery.append import AppendToTable
 from transforms.bigquery.schema import TableName
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import EncodeRows, OutputFields, without_ordering_keys
-from transforms.files.spans import SpanFiles, WriteSpans
-from transforms.files.windows import WriteWindows
+from transforms.files.groups import WriteGroups
+from transforms.files.spans import WriteSpans
+from transforms.files.stream_files import StreamFiles
 from transforms.files.writers import OutputFormat
 from transforms.messages.decode import MESSAGE_BYTES, DecodeMessages, MessageFormat
 from transforms.messages.gather import DropDuplicates, GatherMessages
@@ -41,7 +42,7 @@ class StreamSinks:
 
     Attributes:
         folder: The folder of the scores, or of the dead letters.
-        file_seconds: Each file holds the rows of this many seconds.
+        file_seconds: The length in seconds of the spans of time to which files belong.
         ordering_keys: Whether messages on the topic have the ordering keys of the messages that
             their rows come from.
     """
@@ -171,10 +172,8 @@ class ScoreStream(beam.PTransform):
 
     def _files(self, folder: str, seconds: int, output_format: OutputFormat) -> beam.PTransform:
         """Return the sink that writes to a folder."""
-        if self.in_stage:
-            files = SpanFiles(folder=folder, seconds=seconds, output_format=output_format)
-            return WriteSpans(files)
-        return WriteWindows(folder=folder, seconds=seconds, output_format=output_format)
+        files = StreamFiles(folder=folder, seconds=seconds, output_format=output_format)
+        return WriteSpans(files) if self.in_stage else WriteGroups(files)
 
 
 def raise_refused(failures: pa.RecordBatch) -> None:

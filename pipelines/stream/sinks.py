@@ -23,8 +23,8 @@ from transforms.bigquery.tables import (
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import OutputFields
 from transforms.files.run_folder import DEAD_LETTERS, SCORES
+from transforms.files.stream_files import check_folder
 from transforms.files.unfinished import remove_dead
-from transforms.files.windows import check_folder
 
 
 def open_sinks(

@@ -1,88 +1,118 @@
-"""Write the rows of a stream to files from the memory of a worker, one or more for each span.
+"""Write the rows of a stream to the files of transforms/files/stream_files.py, from memory.
 
-The files are those of transforms/files/windows.py. That module keeps rows in the state of the
-runner, which suits Dataflow. Here rows stay in the memory of the process that scored them, and hold
-the bundle of their messages (transforms/bundles.py): a message is acknowledged when the files with
-its rows are complete. What a killed process kept is delivered again.
+transforms/files/groups.py keeps rows in the state of the runner, which suits Dataflow. Here they
+stay in the memory of the process that scored them, and hold the bundle of their messages
+(transforms/bundles.py): a message is acknowledged when the files with its rows, and their
+manifests, are complete. What a killed process kept is delivered again, so its rows may be in a
+second file.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-import uuid
-from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.io.filesystems import FileSystems
 
 from common.interrupts import InterruptibleEvent
+from common.record_batch import BATCH_ROWS, rebatch
 from transforms.bundles import Bundle, begin_bundle, current_bundle
-from transforms.files.windows import file_name, write_file
-from transforms.files.writers import OutputFormat
+from transforms.files.stream_files import (
+    PROCESS,
+    Span,
+    StreamFiles,
+    write_manifest,
+    write_span,
+)
 
 # How often to look for spans that have ended.
 _POLL_SECONDS = 0.25
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpanFiles:
-    """The files of one folder, by the span of time in which their rows were scored.
-
-    Attributes:
-        folder: The folder of the part.
-        seconds: The length of a span in seconds.
-        output_format: The format of the files.
-    """
-
-    folder: str
-    seconds: int
-    output_format: OutputFormat
+# How many batches to join.
+_JOINED_BATCHES = 256
 
 
 @dataclass
 class _Rows:
-    """The rows of a span that are not written yet, and the bundles that they hold."""
+    """The rows of a span that are not written yet, and the bundles that they hold.
 
-    batches: list[pa.RecordBatch] = field(default_factory=list)
+    Attributes:
+        due: When to write them, by the monotonic clock.
+        joined: Most of the rows. A batch of one row takes 17 KB in memory, so small batches are
+            joined.
+        fresh: The other rows.
+        count: How many rows there are.
+        size: How many bytes the rows take.
+    """
+
+    due: float
+    joined: list[pa.RecordBatch] = field(default_factory=list)
+    fresh: list[pa.RecordBatch] = field(default_factory=list)
+    count: int = 0
+    size: int = 0
     bundles: dict[Bundle, None] = field(default_factory=dict)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Add a batch."""
+        self.count, self.size = self.count + batch.num_rows, self.size + batch.nbytes
+        self.fresh.append(batch)
+        if len(self.fresh) == _JOINED_BATCHES:
+            self.joined += self.take_fresh()
+
+    def take_fresh(self) -> Iterable[pa.RecordBatch]:
+        """Return the batches that are not joined, in joined form."""
+        fresh, self.fresh = self.fresh, []
+        return rebatch(fresh, BATCH_ROWS)
 
 
 class _Spans:
     """The rows of a process that wait for their file."""
 
-    def __init__(self, files: SpanFiles) -> None:
+    def __init__(self, files: StreamFiles) -> None:
         self._files = files
-        # Other runs and other processes must not use the same names.
-        self._run = uuid.uuid4().hex[:8]
-        self._waiting: dict[float, _Rows] = {}
-        self._panes: Counter[float] = Counter()
+        self._waiting: dict[Span, _Rows] = {}
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._over = InterruptibleEvent()
         threading.Thread(target=self._write_ended, daemon=True).start()
 
     def add(self, batch: pa.RecordBatch, bundle: Bundle) -> None:
-        """Keep a batch for the file of the present span, and hold its bundle until then."""
+        """Keep a batch for a file of the present span, and hold its bundle until then.
+
+        If the rows of the span are enough for a file, the caller writes it, so that rows do not
+        come faster than they are written.
+
+        Raises:
+            OutputError: A file cannot be written.
+        """
         now = time.time()
+        span = self._files.span(now)
         with self._lock:
-            rows = self._waiting.setdefault(now - now % self._files.seconds, _Rows())
-            rows.batches.append(batch)
+            rows = self._waiting.get(span)
+            if rows is None:
+                rows = self._waiting[span] = _Rows(time.monotonic() + span.end - now)
+            rows.add(batch)
             if bundle not in rows.bundles:
                 rows.bundles[bundle] = None
                 bundle.hold()
+            is_full = self._is_full(rows)
+        if is_full:
+            self._write(self._is_full)
+
+    def _is_full(self, rows: _Rows) -> bool:
+        return rows.count >= self._files.rows or rows.size >= self._files.size
 
     def _write_ended(self) -> None:
         """Write spans that have ended, until the stream ends."""
         # The error has ended the run.
         with suppress(Exception):
             while not self._over.wait(_POLL_SECONDS):
-                self._write(time.time() - self._files.seconds)
+                self._write(lambda rows: rows.due <= time.monotonic())
 
     def finish(self) -> None:
         """Write all rows, because the stream has ended.
@@ -91,27 +121,29 @@ class _Spans:
             OutputError: A file cannot be written.
         """
         self._over.set()
-        self._write(math.inf)
+        self._write(lambda rows: True)
 
     def finish_late(self) -> None:
         """Write rows that came after the end of the stream, in a bundle that was still running."""
         if self._over.is_set():
-            self._write(math.inf)
+            self._write(lambda rows: True)
 
     def stop(self) -> None:
         """Write no more spans."""
         self._over.set()
         self._waiting.clear()
 
-    def _write(self, until: float) -> None:
-        """Write the spans that started by a time, in seconds since 1970."""
+    def _write(self, is_ready: Callable[[_Rows], bool]) -> None:
+        """Write the spans whose rows are ready."""
         with self._writing:
             with self._lock:
-                starts = sorted(start for start in self._waiting if start <= until)
-                ended = {start: self._waiting.pop(start) for start in starts}
-            for start, rows in ended.items():
+                spans = sorted(span for span, rows in self._waiting.items() if is_ready(rows))
+                ready = {span: self._waiting.pop(span) for span in spans}
+            for span, rows in ready.items():
                 try:
-                    self._write_span(start, rows.batches)
+                    batches = chain(rows.joined, rows.take_fresh())
+                    for manifest in write_span(self._files, span, PROCESS, batches):
+                        write_manifest(manifest)
                 # Whatever it is, the run must not go on without these rows.
                 except Exception as error:
                     for bundle in rows.bundles:
@@ -120,25 +152,11 @@ class _Spans:
                 for bundle in rows.bundles:
                     bundle.release()
 
-    def _write_span(self, start: float, batches: list[pa.RecordBatch]) -> None:
-        files = self._files
-        name = file_name(
-            start,
-            start + files.seconds,
-            0,
-            shards=1,
-            pane=self._panes[start],
-            run=self._run,
-            suffix=files.output_format,
-        )
-        self._panes[start] += 1
-        write_file(FileSystems.join(files.folder, name), batches, files.output_format)
-
 
 class _KeepDoFn(beam.DoFn):
     """A DoFn that keeps batches for the file of the present span."""
 
-    def __init__(self, files: SpanFiles) -> None:
+    def __init__(self, files: StreamFiles) -> None:
         self._files = files
 
     def start_bundle(self) -> None:
@@ -162,7 +180,7 @@ class _KeepDoFn(beam.DoFn):
 class WriteSpans(beam.PTransform):
     """A sink that writes the record batches of PullMessages to files at the end of each span."""
 
-    files: SpanFiles
+    files: StreamFiles
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Any:
         """Apply one DoFn."""
