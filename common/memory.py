@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
+import importlib
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import ModuleType
 
 from common.errors import OutOfMemory, one_line
 
@@ -40,6 +44,29 @@ def keep_freed_memory() -> None:
             pa.set_memory_pool(pa.jemalloc_memory_pool())
     set_allocator(_MMAP_THRESHOLD, _LARGEST)
     set_allocator(_TRIM_THRESHOLD, _KEPT)
+
+
+@contextmanager
+def imported(name: str) -> Iterator[ModuleType]:
+    """Import a module, and keep the garbage collector from the objects that then exist.
+
+    Beam and torch create half a million objects, which live as long as the process. Looking at all
+    of them again and again takes a sixth of the time of their imports, and of the time in which
+    Beam sets up a pipeline.
+
+    Args:
+        name: The name of the module.
+    """
+    gc.disable()
+    try:
+        module = importlib.import_module(name)
+        gc.freeze()
+    finally:
+        gc.enable()
+    try:
+        yield module
+    finally:
+        gc.unfreeze()
 
 
 def set_allocator(parameter: int, value: int) -> None:

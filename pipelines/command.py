@@ -7,7 +7,6 @@ An error is one line on standard error. With `--debug`, its traceback is shown.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import re
@@ -22,7 +21,13 @@ from typing import Any, NoReturn
 from cloud.proxies import spare_loopback
 from common import errors
 from common.addresses import guard_output
-from common.memory import ADVICE, is_of_memory, mentions_memory, out_of_memory
+from common.memory import (
+    ADVICE,
+    imported,
+    is_of_memory,
+    mentions_memory,
+    out_of_memory,
+)
 from common.retry_notices import print_retries
 from common.terminal import print_error
 from pipelines.dead_threads import end_when_threads_fail
@@ -144,7 +149,8 @@ def say(line: str) -> None:
 def _run(command: Command, parsed: Parsed) -> int | None:
     module, _, function = command.run.partition(":")
     with _extra_packages(parsed):
-        code: int | None = getattr(importlib.import_module(module), function)(parsed)
+        with imported(module) as found:
+            code: int | None = getattr(found, function)(parsed)
         return code
 
 

@@ -1,6 +1,7 @@
 """Lack of memory is reported as such, and ends a run that would otherwise wait forever."""
 
 import errno
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from google.api_core import exceptions
 
 from cloud.errors import translate_errors
 from common.errors import InputError, OutOfMemory
-from common.memory import ADVICE, is_of_memory
+from common.memory import ADVICE, imported, is_of_memory
 from model_handlers.devices.pass_size import PassSize
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.model_errors import as_model_error
@@ -288,3 +289,18 @@ def test_commands_report_lack_of_memory_in_one_line(
         "error: out of memory: MemoryError; allow this process more memory "
         "[see docs/operate/out-of-memory.md, or run: python -m millrace explain out-of-memory]\n"
     )
+
+
+def test_the_collector_skips_imported_modules_until_the_block_ends() -> None:
+    before = gc.get_freeze_count()
+    with imported("common.memory") as module:
+        assert module.imported is imported
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before
+    assert gc.get_freeze_count() == 0
+
+
+def test_the_collector_works_after_an_import_that_failed() -> None:
+    with pytest.raises(ModuleNotFoundError), imported("common.no_such_module"):
+        pass
+    assert gc.isenabled()

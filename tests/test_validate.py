@@ -151,6 +151,21 @@ def test_the_source_is_not_modified(make_manifest: Make, kind: pa.DataType) -> N
     assert str(batch.to_pylist()) == copy
 
 
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize("rows", [65_536, 65_537, 140_000])
+def test_a_batch_of_any_length_keeps_each_number_in_its_place(
+    make_manifest: Make, rows: int, kind: pa.DataType
+) -> None:
+    manifest = make_manifest(InputSpec("x", ("a", "b"), shape=(2,)))
+    numbers = np.arange(2.0 * rows).reshape(rows, 2)
+    columns = {name: pa.array(numbers[:, i], kind) for i, name in enumerate("ab")}
+    ids = pa.array(np.arange(rows)).cast(pa.string())
+    good, _, faults = validate(source_batch(ids, pa.record_batch(columns)), manifest)
+    values = good.column(INPUTS).field("x").flatten().to_numpy()
+    assert not faults
+    assert np.array_equal(values.reshape(rows, 2), numbers)
+
+
 def test_one_list_may_hold_all_features(make_manifest: Make, make_source: Make) -> None:
     vectors = [[1, 2, 3], [1, 2], None, [4, None, 6], [7, 8, 9]]
     for name in ("features", "x"):
