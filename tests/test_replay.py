@@ -374,7 +374,7 @@ def faulty() -> list[Message]:
 
 def write_letters(failures: pa.RecordBatch, folder: Path) -> Path:
     """Write dead letters to files as a stream does, and return the folder."""
-    path = folder / "dead_letters/2024-05-06/12-30-00-300s-0-of-1-pane-0.jsonl"
+    path = folder / "dead_letters/2024-05-06/12-30-00-300s-3f0c2a71-9b1d44e0.jsonl"
     path.parent.mkdir(parents=True)
     with path.open("wb") as file:
         JsonLinesBatchWriter(file, failures.schema).write(failures)

@@ -248,8 +248,9 @@ def score_all(model: Path, manifest: Manifest, count: int, seed: int) -> dict[st
         )
         with beam.Pipeline("FnApiRunner") as pipeline:
             pipeline | graph
-        scored = [i for p in Path(folder).glob("scores/*/*") for i in _ids(p)]
-        lines = [x for p in Path(folder).glob("letters/*/*") for x in p.read_text().splitlines()]
+        scored = [i for p in Path(folder).glob("scores/*/*.parquet") for i in _ids(p)]
+        texts = [path.read_text() for path in Path(folder).glob("letters/*/*.jsonl")]
+    lines = [line for text in texts for line in text.splitlines()]
     letters = [json.loads(line)["row_id"] for line in lines]
     if sorted(scored + letters) != sorted(sent_rows(messages, formats(manifest)["json"])):
         raise SystemExit(

@@ -1,6 +1,6 @@
 """Files that a stream is still writing: hidden next to their final path, and locked.
 
-    FOLDER/scores/2026-11-20/.12-34-00-060s-0-of-1-pane-0-3f0c2a71.parquet-UUID
+    FOLDER/scores/2026-11-20/.12-34-00-060s-3f0c2a71-9b1d44e0.parquet-UUID
 
 A process that fails or is interrupted removes its own unfinished files. The next run removes the
 files of a killed process when it starts: on this machine once no process holds the lock, in an
