@@ -17,6 +17,10 @@ from resources.outcome import Outcome
 # Returns the configurations whose labels a resource carries, given its kind and name.
 Configs = Callable[[str, str], frozenset[str]]
 _DEFAULT_PREFIX = Config.job_prefix
+_LOSS = (
+    "a cancel loses the messages that it has acknowledged and not written: without --cancel, it is "
+    "drained"
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,13 @@ class Stop:
 
     @property
     def description(self) -> str:
-        """Why the job is kept, or else its state, for the user."""
-        return self.reason or self.job.state
+        """Why the job is kept, or else its state and what a cancel loses, for the user."""
+        return self.reason or f"{self.job.state}{self.loss}"
+
+    @property
+    def loss(self) -> str:
+        """What a cancel loses; empty if a drain is not possible or not forgone."""
+        return f"; {_LOSS}" if self.action == "cancel" and self.job.drains else ""
 
 
 def belongs(job: PipelineJob, config: Config, configs: Configs) -> bool | None:
@@ -177,7 +186,7 @@ def stop_jobs(
             outcome.errors.append(str(error))
             continue
         asked.append(stop.job)
-        progress.say(f"{how}  job {stop.job.name}")
+        progress.say(f"{how}  job {stop.job.name}{stop.loss}")
 
     def report(states: Mapping[str, str]) -> None:
         progress.now("waiting for " + ", ".join(f"{name} ({s})" for name, s in states.items()))
@@ -190,7 +199,9 @@ def stop_jobs(
         return outcome
     for job in asked:
         if job.ident in left:
-            todo = "run the command again" + ("" if cancel else ", or add --cancel")
+            todo = "run the command again" + (
+                "" if cancel else ", or add --cancel, which loses what it has not written"
+            )
             outcome.errors.append(f"job {job.name} did not end within {_length(seconds)}: {todo}")
         else:
             outcome.done.append(f"job {job.name}")

@@ -10,7 +10,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_stream import TestStream as Script
 from apache_beam.testing.util import assert_that, equal_to
 
-from transforms.messages.gather import DropDuplicates, GatherMessages, as_bytes
+from transforms.messages.gather import (
+    DropDuplicates,
+    GatherMessages,
+    as_bytes,
+)
 from transforms.messages.message import Message, parse_message, serialize
 
 # The clock of a script starts at zero, but timers are set by the machine's clock. BEFORE seconds of
@@ -52,6 +56,47 @@ def test_duplicates_are_dropped_for_the_given_time() -> None:
     )
     wanted = [raw(1), raw(2), raw(3), raw(1, "again"), raw(4)]
     run(source, DropDuplicates(60), equal_to(wanted))
+
+
+def sent(number: int, event: str) -> bytes:
+    """Return a message that its publisher may send again, with another id."""
+    return serialize(Message(b"{}", {"event": event}, f"m{number}", 1_000_000, ""))
+
+
+def test_an_attribute_identifies_messages_that_a_publisher_sends_again() -> None:
+    without = [raw(1), raw(1), raw(2)]
+    named_like_an_id = sent(5, "m1")
+    source = (
+        Script()
+        .add_elements([sent(3, "x"), sent(4, "x"), *without, named_like_an_id])
+        .add_elements([sent(6, "y"), sent(7, "m1")])
+        .advance_watermark_to_infinity()
+    )
+    wanted = [sent(3, "x"), raw(1), raw(2), named_like_an_id, sent(6, "y")]
+    run(source, DropDuplicates(60, "event"), equal_to(wanted))
+
+
+def test_equal_messages_without_an_id_are_not_duplicates() -> None:
+    message = serialize(Message(b"{}", {}, "", 1_000_000, ""))
+    source = Script().add_elements([message, message]).advance_watermark_to_infinity()
+    run(source, DropDuplicates(60), equal_to([message, message]))
+
+
+def test_a_list_has_a_limit_in_bytes() -> None:
+    sizes = [300_000] * 14 + [10_000] * 70 + [1] * 10 + [3_000_000, 1]
+    large = [serialize(Message(b"x" * n, {}, f"m{i}", 1, "")) for i, n in enumerate(sizes)]
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        gathered = pipeline | beam.Create(large) | GatherMessages(60, 10**7, 2_000_000)
+
+        def check(parts: list[Any]) -> None:
+            assert sorted(i for part in parts for i in ids(part)) == sorted(ids(large))
+            assert max(map(len, parts)) == 60
+            # Only a message that is larger by itself exceeds the limit.
+            over = [part for part in parts if sum(map(len, part)) > 2_000_000]
+            assert list(map(ids, over)) == [["m94"]]
+            assert len(parts) <= 9
+
+        assert_that(gathered, check)
 
 
 def test_messages_wait_for_messages_of_other_bundles_and_none_is_lost() -> None:

@@ -420,6 +420,39 @@ def test_flags_of_a_stream_that_exclude_each_other_are_reported_before_it_starts
     assert templated.google.calls == []
 
 
+STREAM = ("--input_subscription", "projects/a-project/subscriptions/s", "--model", "gs://b/m")
+TOPICS = tuple(
+    word
+    for name in ("output_topic", "dead_letter_topic")
+    for word in (f"--{name}", f"projects/a-project/topics/{name}")
+)
+
+
+def test_a_launch_says_if_its_job_must_be_drained(templated: World) -> None:
+    argv = ("stream_local", *STREAM, *TOPICS, *CLOUD, *STREAM_FROM)
+    code, _, err = templated.launch(*argv, "--job_name", "a-job")
+    assert (code, err) == (0, "")
+    held = ("--dead_letter_files", "gs://b/bad", "--deduplicate_seconds", "60")
+    code, _, err = templated.launch(*argv, *held, "--job_name", "b-job")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("with --dead_letter_files, --deduplicate_seconds, Dataflow acknowledges")
+    assert "to stop this job, drain it" in err
+
+
+def test_an_attribute_alone_drops_duplicates_only_in_exactly_once_mode(templated: World) -> None:
+    argv = ("stream_local", *STREAM, *TOPICS, *CLOUD, *STREAM_FROM)
+    argv = (*argv, "--deduplicate_attribute", "event")
+    code, _, err = templated.launch(*argv)
+    assert code == 2
+    assert "--deduplicate_attribute has no effect in at-least-once mode" in err
+    assert err.count("\n") == 1
+    assert templated.google.calls == []
+    code, _, err = templated.launch(*argv, "--streaming_mode", "exactly_once")
+    assert (code, err) == (0, "")
+    code, _, err = templated.launch(*argv, "--deduplicate_seconds", "60", "--job_name", "b-job")
+    assert code == 0, err
+
+
 def test_a_launch_with_the_name_of_a_running_job_is_rejected(templated: World) -> None:
     templated.dataflow.add("a-job", PROJECT, REGION)
     templated.dataflow.polls = 10

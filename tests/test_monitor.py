@@ -379,6 +379,7 @@ def test_without_permission_for_metrics_only_the_backlog_is_missing(world: World
     world.script = [lambda: None, enter(world, job, "CANCELLED")]
     assert world.follow(job) == CANCELLED
     assert world.out.getvalue().count("the backlog is not shown: Permission") == 1
+    assert "are lost: drain a job to keep them" in world.out.getvalue()
     assert "grant the account the role roles/monitoring.viewer" in world.out.getvalue()
     assert world.google.methods().count("timeSeries.list") == 1
 

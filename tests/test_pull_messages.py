@@ -32,7 +32,7 @@ from transforms.files.stream_files import StreamFiles
 from transforms.messages import ahead
 from transforms.messages.intake import Intake, PullOptions, intake_of, open_intake
 from transforms.messages.lease import Lease
-from transforms.messages.message import parse_message
+from transforms.messages.message import Message, parse_message, serialize
 from transforms.messages.pull import _END, _READ, PullMessages, _Reading
 
 # The intake of a process
@@ -138,6 +138,26 @@ def test_a_duplicate_is_dropped_and_acknowledged_as_long_as_its_id_is_remembered
         time.sleep(0.5)
         lease.add("a")
         assert names(intake.take(10)) == ["a"]
+
+
+def test_an_attribute_identifies_messages_that_a_publisher_sends_again() -> None:
+    def message(name: str, event: str | None) -> tuple[str, bytes]:
+        attributes = {} if event is None else {"event": event}
+        return name, serialize(Message(b"{}", attributes, name, 0, ""))
+
+    with intake_with(remember_seconds=60.0, remember_attribute="event") as (intake, lease):
+        lease.waiting = [
+            message("1", "a"),
+            message("2", "a"),
+            message("3", None),
+            message("4", "3"),
+        ]
+        assert names(intake.take(10)) == ["1", "3", "4"]
+        wait_until(lambda: lease.acknowledged == ["2"])
+        # The first message has failed and is delivered again.
+        intake.give_back(["1"])
+        lease.waiting = [message("1", "a"), message("5", "3")]
+        assert names(intake.take(10)) == ["1"]
 
 
 def test_without_memory_of_ids_every_message_is_given() -> None:

@@ -470,7 +470,10 @@ def test_old_jobs_and_shared_subscriptions_are_reported() -> None:
 
 @pytest.mark.parametrize(
     ("cancel", "todo"),
-    [(False, "run the command again, or add --cancel"), (True, "run the command again")],
+    [
+        (False, "run the command again, or add --cancel, which loses what it has not written"),
+        (True, "run the command again"),
+    ],
 )
 def test_a_job_that_does_not_end_in_time_gets_advice_that_helps(cancel: bool, todo: str) -> None:
     class Slow:
@@ -490,8 +493,16 @@ def test_a_job_that_does_not_end_in_time_gets_advice_that_helps(cancel: bool, to
         created=datetime(2026, 11, 21, tzinfo=UTC),
         subscriptions=(),
     )
-    stops, screen = [Stop(job, "cancel" if cancel else "drain")], Progress(out=io.StringIO())
+    out = io.StringIO()
+    stops, screen = [Stop(job, "cancel" if cancel else "drain")], Progress(out=out)
     outcome = stop_jobs(stops, Slow(), 600, cancel, screen)  # type: ignore[arg-type]
+    lost = (
+        "; a cancel loses the messages that it has acknowledged and not written: without --cancel, "
+        "it is drained"
+    )
+    assert out.getvalue() == (f"cancelling  job slow{lost}\n" if cancel else "draining  job slow\n")
+    # The preview says so before anything happens.
+    assert stops[0].description == ("running" + lost if cancel else "running")
     assert outcome.errors == [f"job slow did not end within 10 minutes: {todo}"]
 
 

@@ -16,7 +16,11 @@ from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns
 from apache_beam.portability.api.org.apache.beam.model.pipeline.v1.beam_runner_api_pb2 import (
+    GroupIntoBatchesPayload,
     PubSubReadPayload,
+)
+from apache_beam.portability.api.org.apache.beam.model.pipeline.v1.beam_runner_api_pb2 import (
+    Pipeline as RunnerPipeline,
 )
 from apache_beam.testing.test_stream import TestStream as Script
 from apache_beam.transforms.window import TimestampedValue
@@ -28,7 +32,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from model_handlers.manifest import Manifest
 from model_handlers.torch_model import TorchModelHandler
-from pipelines.stream.graph import ScoreStream, StreamSinks
+from pipelines.stream.graph import WAIT_MS, ScoreStream, StreamSinks
 from pipelines.stream.progress import start_tally, summary
 from transforms.bigquery.schema import TableName
 from transforms.encode import OutputFields, choose_fields, output_schema
@@ -212,16 +216,20 @@ def test_messages_far_behind_the_watermark_are_scored_like_all_others(run: Run) 
     assert scored.ids == ["m0", "m1", "m2"]
 
 
-def test_the_graph_can_be_sent_to_a_service(
-    tiny_package: tuple[str, Manifest], provenance: Provenance
-) -> None:
-    path, manifest = tiny_package
+def service_graph(
+    package: tuple[str, Manifest],
+    provenance: Provenance,
+    attribute: str | None = None,
+    **given: Any,
+) -> RunnerPipeline:
+    """Return the graph of a stream as a service receives it."""
+    path, manifest = package
     fields = choose_fields(manifest, stream=True)
     table = TableName("some-project", "d", "t")
     sinks = StreamSinks("projects/some-project/topics/out", table, "gs://bucket/out", 300)
     pipeline = beam.Pipeline(options=PipelineOptions(streaming=True))
     pipeline | ScoreStream(
-        source=ReadMessages("projects/some-project/subscriptions/in-sub"),
+        source=ReadMessages("projects/some-project/subscriptions/in-sub", attribute),
         message_format=MessageFormat(RowFormat(manifest, None, (), CARRIED)),
         handler=TorchModelHandler(path, manifest, outputs=fields.needed),
         manifest=manifest,
@@ -231,21 +239,53 @@ def test_the_graph_can_be_sent_to_a_service(
         cloud=Cloud("some-project", Endpoints()),
         sinks=sinks,
         failure_sinks=sinks,
-        deduplicate_seconds=60,
-        max_batch_wait_ms=100,
+        **given,
     )
-    proto = pipeline.to_runner_api()
-    (read,) = [
-        step.spec
-        for step in proto.components.transforms.values()
-        if step.spec.urn == common_urns.composites.PUBSUB_READ.urn
-    ]
-    payload = PubSubReadPayload.FromString(read.payload)
+    return pipeline.to_runner_api()
+
+
+def payloads(proto: RunnerPipeline, urn: str) -> list[bytes]:
+    """Return the payloads of the steps of a kind."""
+    specs = [step.spec for step in proto.components.transforms.values()]
+    return [spec.payload for spec in specs if spec.urn == urn]
+
+
+def test_the_graph_can_be_sent_to_a_service(
+    tiny_package: tuple[str, Manifest], provenance: Provenance
+) -> None:
+    given = {"deduplicate_seconds": 60, "max_batch_wait_ms": 100}
+    proto = service_graph(tiny_package, provenance, "event", **given)
+    (read,) = payloads(proto, common_urns.composites.PUBSUB_READ.urn)
+    payload = PubSubReadPayload.FromString(read)
+    assert payload.id_attribute == "event"
     # With attributes, a service delivers whole messages, including ids and times.
     assert payload.subscription == "projects/some-project/subscriptions/in-sub"
     assert payload.with_attributes
     back = beam.Pipeline.from_runner_api(proto, "FnApiRunner", PipelineOptions())
     assert back.to_runner_api().components.transforms.keys() == proto.components.transforms.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "wait_ms"),
+    [
+        ({"deduplicate_seconds": 60}, {WAIT_MS}),
+        ({"deduplicate_seconds": 60, "max_batch_wait_ms": 7}, {7}),
+        ({}, set()),
+    ],
+)
+def test_after_duplicates_are_dropped_messages_are_always_gathered(
+    tiny_package: tuple[str, Manifest],
+    provenance: Provenance,
+    given: dict[str, Any],
+    wait_ms: set[int],
+) -> None:
+    # Behind the step that drops duplicates, Dataflow makes a bundle of each message.
+    proto = service_graph(tiny_package, provenance, **given)
+    urn = common_urns.composites.GROUP_INTO_BATCHES_WITH_SHARDED_KEY.urn
+    found = map(GroupIntoBatchesPayload.FromString, payloads(proto, urn))
+    names = [one.unique_name for one in proto.components.transforms.values()]
+    assert {group.max_buffering_duration_millis for group in found} == wait_ms
+    assert any(name.startswith("ScoreStream/Gather/") for name in names) == bool(wait_ms)
 
 
 @pytest.mark.parametrize("seconds", [None, 60])

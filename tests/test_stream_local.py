@@ -745,6 +745,10 @@ def test_an_append_is_retried_until_the_server_is_back(stream: Stream) -> None:
         ),
         ({"output_topic": "OUT", "output_fields": "sequence"}, "'sequence' is always written"),
         (
+            {"output_topic": "OUT", "deduplicate_attribute": "event"},
+            "--deduplicate_attribute has no effect here without --deduplicate_seconds",
+        ),
+        (
             {"output_topic": "OUT", "outputtopic": "x"},
             "unknown flag --outputtopic (did you mean '",
         ),

@@ -197,7 +197,8 @@ class Monitor:
         if job.state == "cancelled":
             self.screen.say(
                 f"cancelled after {took}: messages that the job had not acknowledged are still in "
-                "the subscription"
+                "the subscription; those that it had acknowledged and not written (with files, "
+                "--deduplicate_seconds or --max_batch_wait_ms) are lost: drain a job to keep them"
             )
             return CANCELLED
         self.screen.say(

@@ -15,7 +15,7 @@ from cloud.regions import region_fault
 from common.errors import UsageError
 from pipelines.dataflow.facts import labels_of
 from pipelines.dataflow.machine_types import ONE_PROCESS
-from pipelines.options.launch import LaunchOptions
+from pipelines.options.launch import AT_LEAST_ONCE, LaunchOptions
 
 _DRIVER = "install-nvidia-driver"
 MPS = "use_nvidia_mps"
@@ -132,7 +132,7 @@ def complete(given: Mapping[str, Any], launch: LaunchOptions, pipeline: str) -> 
     own = given.get("dataflow_service_options", ())
     has_mode = any(option.startswith("streaming_mode_") for option in own)
     if streaming and not has_mode and launch.streaming_mode != "exactly_once":
-        services.append("streaming_mode_at_least_once")
+        services.append(AT_LEAST_ONCE)
     if accelerator:
         service, experiment = _gpu(accelerator, launch.gpu_sharing or "one_process")
         services.append(service)

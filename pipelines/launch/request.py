@@ -13,6 +13,7 @@ from common.errors import UsageError, suggest
 from pipelines.dataflow.facts import labels_of
 from pipelines.launch.command import PIPELINES
 from pipelines.options.flag import as_text
+from pipelines.options.launch import AT_LEAST_ONCE
 
 # Options by Beam's names, and the fields of a template's environment that take the same values.
 _ENVIRONMENT = {
@@ -61,7 +62,6 @@ _MODES = {
     True: "STREAMING_MODE_AT_LEAST_ONCE",
     False: "STREAMING_MODE_EXACTLY_ONCE",
 }
-AT_LEAST_ONCE = "streaming_mode_at_least_once"
 
 
 def launch_request(

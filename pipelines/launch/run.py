@@ -118,6 +118,7 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
 
     streaming = name.startswith("stream")
     template = str(flags.template)
+    advice = _checked_advice(name, own, job) if streaming else ""
     parameters = parameters_of(own.groups)
     check_paths(own, {folder: job.get(folder) for folder in FOLDERS})
     request = launch_request(template, job, parameters, streaming=streaming)
@@ -133,6 +134,8 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
     place = (job["project"], job["region"])
     with starting(*place, job["job_name"], endpoints):
         ident = jobs.launch(request)
+    if advice:
+        print(advice, file=sys.stderr, flush=True)
     started = {"job": ident, "name": job["job_name"], **links(*place, ident, endpoints)}
     lines = facts(started.items())
     if not flags.wait:
@@ -141,6 +144,16 @@ def _from_template(name: str, flags: LaunchOptions, own: Parsed, job: Mapping[st
     print(lines, file=_for_people(own), flush=True)
     expected = None if streaming else _expected_facts(name, own, job["temp_location"])
     return _follow(jobs, ident, job["region"], flags, own, expected=expected)
+
+
+def _checked_advice(name: str, own: Parsed, job: Mapping[str, Any]) -> str:
+    """Check the source of a stream; return how to stop its job, as `drain_advice` does."""
+    from pipelines.stream.config import stream_config
+    from pipelines.stream.promises import check_dataflow, drain_advice
+
+    config = stream_config(name, own)
+    check_dataflow(config, job.get("dataflow_service_options", ()))
+    return drain_advice(config)
 
 
 def _expected_facts(name: str, own: Parsed, temp_location: str) -> JobFacts:

@@ -10,6 +10,8 @@ from pipelines.options.forms import ACCELERATOR, AT_LEAST_0, AT_LEAST_1, GCS_PAT
 
 PresetName = Literal["batch", "stream", "gpu", "cheap"]
 StreamingMode = Literal["at_least_once", "exactly_once"]
+# The service option of that mode.
+AT_LEAST_ONCE = "streaming_mode_at_least_once"
 GpuSharing = Literal["one_process", "mps"]
 
 

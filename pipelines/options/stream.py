@@ -97,9 +97,15 @@ class StreamSourceOptions:
         param_type="NUMBER",
         form=AT_LEAST_1,
     )
+    deduplicate_attribute: str | None = flag(
+        "attribute that identifies a message instead of the message id, for publishers that send "
+        "a message again; with --deduplicate_seconds, or on Dataflow in exactly-once mode",
+        label="Deduplicate attribute",
+        metavar="NAME",
+    )
     max_batch_wait_ms: int | None = flag(
         "wait up to this many milliseconds for messages from other bundles, to build larger "
-        "batches (default: do not wait)",
+        "batches (default: do not wait; 100 behind --deduplicate_seconds on Dataflow)",
         label="Maximum wait for a batch",
         param_type="NUMBER",
         form=AT_LEAST_1,

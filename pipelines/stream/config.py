@@ -62,6 +62,7 @@ class StreamConfig(ScoringConfig):
         allow_shared: Whether the subscription may have another reader.
         deduplicate_seconds: For how long a message id is remembered, to drop duplicates; None to
             keep them.
+        deduplicate_attribute: The attribute that identifies a message; None for its id.
         max_batch_wait_ms: How long a message may wait for others, in milliseconds; None to score
             each bundle by itself.
         readers: How many requests for messages are sent at once; None for the default.
@@ -73,6 +74,7 @@ class StreamConfig(ScoringConfig):
     allow_shared: bool
     messages: MessageConfig
     deduplicate_seconds: int | None
+    deduplicate_attribute: str | None
     max_batch_wait_ms: int | None
     readers: int | None
     sinks: StreamSinkOptions
@@ -116,6 +118,7 @@ def stream_config(pipeline: str, parsed: Parsed) -> StreamConfig:
             window_seconds=flags.window_seconds,
         ),
         deduplicate_seconds=flags.deduplicate_seconds,
+        deduplicate_attribute=flags.deduplicate_attribute,
         max_batch_wait_ms=flags.max_batch_wait_ms,
         readers=flags.stream_readers,
         model=ModelConfig.of(parsed.get(ModelOptions), sinks.output_schema, STREAM_BATCH_ROWS),

@@ -35,6 +35,9 @@ from transforms.messages.publish import PublishBatches
 from transforms.predict import Predict, PredictInStage
 from transforms.provenance import Provenance
 
+# How long messages wait behind the step that drops duplicates: about as long as an append takes.
+WAIT_MS = 100
+
 
 @dataclass(frozen=True)
 class StreamSinks:
@@ -62,7 +65,9 @@ class ScoreStream(beam.PTransform):
         source: A transform whose elements transforms.messages.message.parse takes.
         schema: The schema of the output rows.
         deduplicate_seconds: As in StreamConfig.
-        max_batch_wait_ms: As in StreamConfig.
+        deduplicate_attribute: As in StreamConfig.
+        max_batch_wait_ms: As in StreamConfig. Messages are always gathered after duplicates were
+            dropped, for WAIT_MS by default, because then each message is a bundle.
         batch_rows: The maximum number of rows in a batch.
         batch_bytes: The maximum number of bytes of a batch, as for DecodeMessages.
         names: The names that rows are expected to have, and the flag that names each. A worker
@@ -82,6 +87,7 @@ class ScoreStream(beam.PTransform):
     sinks: StreamSinks
     failure_sinks: StreamSinks
     deduplicate_seconds: int | None = None
+    deduplicate_attribute: str | None = None
     max_batch_wait_ms: int | None = None
     batch_rows: int = 4_096
     batch_bytes: int = MESSAGE_BYTES
@@ -91,10 +97,13 @@ class ScoreStream(beam.PTransform):
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[pa.RecordBatch]:
         """Read, decode, predict, encode and write; return the encoded rows."""
         messages = pipeline | "ReadMessages" >> self.source
+        wait_ms = self.max_batch_wait_ms
         if self.deduplicate_seconds is not None:
-            messages = messages | "DropDuplicates" >> DropDuplicates(self.deduplicate_seconds)
-        if self.max_batch_wait_ms is not None:
-            gather = GatherMessages(self.batch_rows, self.max_batch_wait_ms)
+            drop = DropDuplicates(self.deduplicate_seconds, self.deduplicate_attribute)
+            messages = messages | "DropDuplicates" >> drop
+            wait_ms = WAIT_MS if wait_ms is None else wait_ms
+        if wait_ms is not None:
+            gather = GatherMessages(self.batch_rows, wait_ms, self.batch_bytes)
             messages = messages | "Gather" >> gather
         decode = DecodeMessages(
             self.message_format, self.provenance, self.batch_rows, self.batch_bytes

@@ -93,6 +93,7 @@ def pulled_source(config: StreamConfig, reading: Reading) -> PullMessages:
         wait_seconds=(config.max_batch_wait_ms or 0) / 1000,
         wait_messages=config.model.batch_rows,
         remember_seconds=config.deduplicate_seconds,
+        remember_attribute=config.deduplicate_attribute,
         stop_after_seconds=config.run.stop_after_seconds,
         hidden_seconds=reading.hidden_seconds,
     )

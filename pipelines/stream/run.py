@@ -38,7 +38,6 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints, is_plain
-from common.errors import UsageError
 from model_handlers.batch_handler import BatchHandler
 from model_handlers.endpoint_handler import VertexEndpointHandler
 from model_handlers.manifest import Manifest
@@ -54,6 +53,7 @@ from pipelines.stream.config import StreamConfig, Subscription, stream_config
 from pipelines.stream.graph import ScoreStream
 from pipelines.stream.in_process import Reading
 from pipelines.stream.messages import message_format, stream_fields
+from pipelines.stream.promises import check_dataflow, check_own_source, drain_advice
 from pipelines.stream.pulled import expected_names, pulled_graph, pulled_source, run_pulled
 from pipelines.stream.sinks import look_at_tables, open_sinks, prepare_sinks
 from pipelines.stream.subscription import (
@@ -143,7 +143,10 @@ def score_stream(
         OutputError: A sink cannot be written.
     """
     if runs_on_dataflow(options):
-        _check_no_flags_of_readers(config)
+        google = options.view_as(GoogleCloudOptions)
+        check_dataflow(config, google.dataflow_service_options or ())
+    else:
+        check_own_source(config)
     run_id = config.run.run_id or f"{utc_now():%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
     provenance = Provenance.of(manifest, run_id, config.pipeline)
     schema = output_schema(fields, manifest, provenance, None)
@@ -160,6 +163,7 @@ def score_stream(
         sinks=sinks[0],
         failure_sinks=sinks[1],
         deduplicate_seconds=config.deduplicate_seconds,
+        deduplicate_attribute=config.deduplicate_attribute,
         max_batch_wait_ms=config.max_batch_wait_ms,
         batch_rows=config.model.batch_rows,
         batch_bytes=config.model.batch_bytes,
@@ -174,19 +178,6 @@ def score_stream(
         *sinks, schema, fields=fields, cluster_by=config.sinks.cluster_by or (), cloud=cloud
     )
     _start(config, options, score, cloud)
-
-
-def _check_no_flags_of_readers(config: StreamConfig) -> None:
-    """Raise UsageError for flags of the source that Dataflow replaces by its own."""
-    if config.run.stop_after_seconds is not None:
-        raise UsageError(
-            "--stop_after_seconds has no effect on Dataflow: leave out --stop_after_seconds, and "
-            "drain the job to stop it"
-        )
-    if config.readers is not None:
-        raise UsageError(
-            "--stream_readers has no effect on Dataflow, which reads Pub/Sub itself: leave it out"
-        )
 
 
 def _start(
@@ -212,11 +203,19 @@ def _start(
             run_pulled(options, config, score, reading)
             return
         facts = _job_facts(config, provenance, subscription)
-        graph = score(source=ReadMessages(subscription), names=expected_names(score))
+        graph = score(source=_source(config, subscription), names=expected_names(score))
         start(_pipeline(config, options, facts, graph), facts, cloud.endpoints)
+        if advice := drain_advice(config):
+            say(advice)
         after = left_behind(subscription, made=made, labelled=labelled, followed=True)
         if after:
             say(after)
+
+
+def _source(config: StreamConfig, subscription: str) -> ReadMessages:
+    """Return Dataflow's source. It drops duplicates itself if no step does."""
+    attribute = config.deduplicate_attribute if config.deduplicate_seconds is None else None
+    return ReadMessages(subscription, attribute)
 
 
 def _job_facts(config: StreamConfig, provenance: Provenance, subscription: str | None) -> JobFacts:
@@ -241,7 +240,7 @@ def _look_at(
         place = source.topic.replace("/topic", "/subscription")
         facts = _job_facts(config, provenance, None)
     if runs_on_dataflow(options):
-        graph = score(source=ReadMessages(place))
+        graph = score(source=_source(config, place))
     else:
         reading = Reading(subscription=place, reader="dry-run", made=False, cloud=cloud)
         graph = pulled_graph(score, pulled_source(config, reading))

@@ -20,10 +20,12 @@ class ReadMessages(ReadFromPubSub):  # type: ignore[misc]
 
     Args:
         subscription: The full name of the subscription.
+        attribute: The attribute by which the runner drops duplicates; every message must have it.
+            None for the message id.
     """
 
-    def __init__(self, subscription: str) -> None:
-        super().__init__(subscription=subscription, with_attributes=True)
+    def __init__(self, subscription: str, attribute: str | None = None) -> None:
+        super().__init__(subscription=subscription, id_label=attribute, with_attributes=True)
 
     def expand(self, pbegin: Any) -> beam.PCollection[Any]:
         """Apply the runner's own source."""

@@ -21,6 +21,7 @@ from common.interrupts import InterruptibleEvent
 from transforms.bundles import Sink
 from transforms.messages.ahead import BUNDLE_MESSAGES, Ahead
 from transforms.messages.lease import RENEW_SECONDS, Lease
+from transforms.messages.message import duplicate_key
 
 # How long a bundle waits for its first message. An empty bundle costs a few milliseconds.
 IDLE_SECONDS = 5.0
@@ -47,6 +48,7 @@ class PullOptions:
         wait_messages: How many messages end the wait.
         remember_seconds: For how long the id of a message is remembered, to drop duplicates; None
             to keep them.
+        remember_attribute: The attribute that identifies a message; None for its id.
         stop_after_seconds: The stream ends after this time without a message; None for never.
         hidden_seconds: Until when it does not end if there was no message at all: for so long, a
             reader that was killed may hold messages.
@@ -58,6 +60,7 @@ class PullOptions:
     wait_seconds: float = 0.0
     wait_messages: int = BUNDLE_MESSAGES
     remember_seconds: float | None = None
+    remember_attribute: str | None = None
     stop_after_seconds: float | None = None
     hidden_seconds: float = 0.0
 
@@ -84,7 +87,8 @@ class Intake:
         self.waits_until: float | None = None
         self._ahead = Ahead()
         self._pullers: dict[int, threading.Thread] = {}
-        self._remembered: OrderedDict[str, float] = OrderedDict()
+        # By what identifies a message: the id of the first message, and when it arrived.
+        self._remembered: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._lock = threading.Lock()
         self._in_work: set[str] = set()
         self._done: list[str] = []
@@ -117,24 +121,25 @@ class Intake:
                     # Google's emulator does not wait for messages.
                     self._over.wait(min(_PAUSE_SECONDS, self.quiet_seconds / 50))
                 for message_id, raw in received or ():
-                    if self._is_known(message_id):
+                    if self._is_known(message_id, raw):
                         self.acknowledge([message_id])
                     elif not self._ahead.put(message_id, raw):
                         return
         except Exception as error:
             self.fail(error)
 
-    def _is_known(self, message_id: str) -> bool:
-        """Return whether a message is a duplicate that must be dropped, and remember its id."""
-        seconds = self._options.remember_seconds
+    def _is_known(self, message_id: str, raw: bytes) -> bool:
+        """Return whether a message is a duplicate that must be dropped, and remember it."""
+        seconds, attribute = self._options.remember_seconds, self._options.remember_attribute
         if seconds is None:
             return False
+        key = message_id if attribute is None else duplicate_key(raw, attribute)
         now = time.monotonic()
         with self._lock:
-            while self._remembered and next(iter(self._remembered.values())) < now - seconds:
+            while self._remembered and next(iter(self._remembered.values()))[1] < now - seconds:
                 self._remembered.popitem(last=False)
-            known = message_id in self._remembered
-            self._remembered.setdefault(message_id, now)
+            known = key in self._remembered
+            self._remembered.setdefault(key, (message_id, now))
             self.dropped += known
         return known
 
@@ -201,9 +206,10 @@ class Intake:
         """
         if self._over.is_set():
             return
+        gone = set(ids)
         with self._lock:
-            for message_id in ids:
-                self._remembered.pop(message_id, None)
+            for key in [key for key, (first, _) in self._remembered.items() if first in gone]:
+                del self._remembered[key]
         self._lease.give_back(ids)
 
     def fail(self, error: Exception) -> None:

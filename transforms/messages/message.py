@@ -63,7 +63,7 @@ def parse_message(element: Any) -> Message:
             proto.data,
             # Each look into a map of protobuf costs more than a copy of its few entries.
             dict(attributes) if attributes else {},
-            # Some runners drop the ids; then the content of the message identifies it.
+            # Some sources have no ids; then the content of the message identifies its row.
             proto.message_id or content_id(element),
             time.seconds * 1_000_000 + time.nanos // 1000,
             proto.ordering_key,
@@ -90,6 +90,20 @@ def serialize(message: Message) -> bytes:
     )
     proto.publish_time.FromMicroseconds(message.event_time)
     return bytes(proto.SerializeToString())
+
+
+def duplicate_key(raw: bytes, attribute: str | None) -> str:
+    """Return what a serialized message has in common with its duplicates; empty if it has none.
+
+    Args:
+        raw: A serialized PubsubMessage.
+        attribute: The name of the attribute that identifies a message; None for its id. A message
+            without that attribute is identified by its id.
+    """
+    proto = _Proto.FromString(raw)
+    own = proto.attributes.get(attribute, "") if attribute is not None else ""
+    # An id may equal the attribute of another message.
+    return f"{attribute}={own}" if own else str(proto.message_id)
 
 
 def schema_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
