@@ -18,6 +18,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler
 
 from common.errors import UsageError
+from common.measures import MODEL, ROWS
 from common.record_batch import BATCH_BYTES, ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
 from model_handlers.manifest import Manifest, OutputSpec
 from model_handlers.preparation import rows_at_once
@@ -125,7 +126,9 @@ class BatchHandler(ModelHandler[pa.RecordBatch, pa.RecordBatch, M], Generic[M]):
             for spec in self.manifest.inputs
         ]
         rows = sum(part.num_rows for part in batch)
-        outputs, error = self.answer(model, batch, arrays)
+        with MODEL.timed():
+            outputs, error = self.answer(model, batch, arrays)
+        ROWS.add(rows)
         self._rows_inferred.inc(rows)
         field = pa.field(OUTPUTS, outputs.type, metadata=self.outputs_metadata(model))
         results, start = [], 0

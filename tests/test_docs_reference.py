@@ -13,6 +13,7 @@ import millrace
 from benchmarks import cost
 from cloud.endpoint_client import Stats
 from common import errors
+from common.measures import EVERY
 from millrace.commands import COMMANDS
 from model_handlers.endpoint_handler import counters
 from model_handlers.manifest import Manifest
@@ -110,7 +111,7 @@ def test_every_metric_of_the_pipelines_has_a_line() -> None:
     assert {"rows_inferred", "rows_dead_lettered", "endpoint_request_ms"} <= used
     # The page names the classes of answers after the first one in short.
     used |= {*counters(Stats(answers=Counter({"2xx": 1, "timeout": 1})), 1)}
-    used |= {*LATENCIES}
+    used |= {*LATENCIES, *(measure.name for measure in EVERY)}
     assert used <= in_code(section("docs/reference/metrics.md", "Pipelines"))
 
 

@@ -355,6 +355,7 @@ def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: 
             counter("rows_received", 300),
             counter("rows_dead_lettered", 4),
             distribution("total_ms", count=20, sum=5_000, max=900),
+            distribution("messages_a_bundle", count=80, sum=200, max=9),
         ]
 
     world.script = [more, enter(world, job, "DRAINING"), enter(world, job, "DRAINED")]
@@ -364,7 +365,7 @@ def test_a_stream_shows_latency_backlog_and_dead_letters_until_it_drains(world: 
     assert lines[0].endswith("backlog 345 messages, 2.5 MB, about 12 s to process")
     assert re.search(r"300 rows, \S+/s", lines[1])
     # The latency of only those messages that arrived since the last look.
-    assert "4 dead letters  mean latency 400 ms" in lines[1]
+    assert "4 dead letters  2.5 messages a bundle  mean latency 400 ms" in lines[1]
     assert lines[2].startswith("draining")
     assert lines[3].startswith("drained")
     assert (

@@ -1,6 +1,7 @@
 """The progress of a stream: counts add up, and nothing is recorded unless it is reported."""
 
 import datetime
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,10 @@ import pytest
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
+from common import measures
 from common.errors import BalanceError
 from common.interrupts import Background
+from common.measures import MESSAGES, ROWS, TIMES, Seen, seen
 from common.record_batch import MESSAGE
 from pipelines.options import StreamRunOptions
 from pipelines.stream import progress as stream_progress
@@ -162,13 +165,50 @@ def test_a_progress_line_has_the_rate_and_latencies() -> None:
         latencies=[np.arange(1_001.0)],
     )
     assert report_line(tally, 500, 10.0) == (
-        "     1,234 received       1,200 scored      30 dead letters       4 refused"
-        "      50.0 rows/s  latency ms p50 500  p95 950  p99 990"
+        "   1,234 received    1,200 scored    30 dead letters     4 refused"
+        "    50.0 rows/s  latency ms p50 500 p95 950 p99 990"
     )
     tally.refused = 0
     assert report_line(tally, 0, 10.0) == (
-        "     1,234 received       1,200 scored      30 dead letters       0.0 rows/s"
+        "   1,234 received    1,200 scored    30 dead letters     0.0 rows/s"
     )
+
+
+def test_a_progress_line_has_the_mean_size_of_the_bundles_since_the_last_one() -> None:
+    tally = start_tally()
+    tally.received, tally.scored, tally.latencies = 9_999_999, 9_999_999, [np.full(10, 999.0)]
+    for size in (1, 2, 9):
+        MESSAGES.add(size)
+    line = report_line(tally, 4_000, 1.0)
+    assert " 4,000.0 rows/s   4.0 a bundle  latency ms p50" in line
+    assert len(line) <= 120
+    MESSAGES.add(40)
+    assert "40.0 a bundle" in report_line(tally, 0, 1.0)
+    assert "a bundle" not in report_line(tally, 0, 1.0)
+
+
+def test_a_summary_has_the_sizes_of_bundles_and_batches_and_the_times_of_steps() -> None:
+    tally = start_tally()
+    for size in (1, 2, 9):
+        MESSAGES.add(size)
+    ROWS.add(5_000)
+    with TIMES["decode"].timed():
+        pass
+    TIMES["append"].add(89_996)
+    lines = summary(tally, 1.0).splitlines()
+    assert lines[3] == "bundles                  3  of 4.0 messages, at most 9"
+    assert lines[4] == "batches                  1  of 5,000.0 rows, at most 5,000"
+    assert re.fullmatch(r"mean ms +decode 0\.\d\d, append 90\.00", lines[5])
+    # Another run of this process starts from nothing.
+    assert "bundles" not in summary(start_tally(), 1.0)
+
+
+def test_measures_of_a_service_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "_seen", None)
+    MESSAGES.add(3)
+    assert (measures._seen, seen(MESSAGES)) == (None, Seen())
+    with pytest.raises(ValueError, match="broken"), TIMES["model"].timed():
+        raise ValueError("broken")
 
 
 # Ctrl-C

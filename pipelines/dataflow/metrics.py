@@ -131,13 +131,14 @@ def batch_line(now: Look, before: Look | None) -> str:
 
 
 def stream_line(now: Look, before: Look | None) -> str:
-    """Return the progress line of a stream, with mean latency, system lag and backlog.
+    """Return the progress line of a stream, with the sizes of bundles, latency, lag and backlog.
 
     Args:
         now: The current look.
         before: The previous look, for rate and latency; None if there was none.
     """
-    return _line(now, before, (*_latency(now, before), *_backlog(now.backlog)))
+    more = (*_bundles(now, before), *_latency(now, before), *_backlog(now.backlog))
+    return _line(now, before, more)
 
 
 def _line(now: Look, before: Look | None, more: Iterable[str]) -> str:
@@ -154,13 +155,21 @@ def _line(now: Look, before: Look | None, more: Iterable[str]) -> str:
     return "  ".join([*parts, *more])
 
 
+def _mean(name: str, now: Look, before: Look | None) -> float | None:
+    """Return the mean of what a distribution got since a look; None if that is nothing."""
+    found = now.metrics.distributions.get(name, Distribution())
+    earlier = before.metrics.distributions.get(name) if before else None
+    return found.since(earlier or Distribution())
+
+
+def _bundles(now: Look, before: Look | None) -> Iterable[str]:
+    if (mean := _mean("messages_a_bundle", now, before)) is not None:
+        yield f"{mean:,.1f} messages a bundle"
+
+
 def _latency(now: Look, before: Look | None) -> Iterable[str]:
-    found = now.metrics.distributions.get("total_ms")
-    if found is not None:
-        earlier = before.metrics.distributions.get("total_ms") if before else None
-        mean = found.since(earlier or Distribution())
-        if mean is not None:
-            yield f"mean latency {mean:,.0f} ms"
+    if (mean := _mean("total_ms", now, before)) is not None:
+        yield f"mean latency {mean:,.0f} ms"
 
 
 def _backlog(backlog: Mapping[str, float]) -> Iterable[str]:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from common.errors import BalanceError
+from common.measures import MESSAGES, ROWS, TIMES, Measure, Seen, seen, start_measures
 from common.record_batch import MESSAGE, struct_columns
 from common.terminal import facts
 from pipelines.batch.report_text import decision_facts
@@ -46,6 +47,7 @@ class Tally:
         decoded: Messages that were decoded.
         unseen: The names that no row has had although flags name them, and these flags.
         decisions: How many rows have each value of a decision.
+        bundles: The sizes of bundles at the last report.
     """
 
     received: int = 0
@@ -58,6 +60,7 @@ class Tally:
     decoded: int = 0
     unseen: dict[str, str] = field(default_factory=dict)
     decisions: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    bundles: Seen = field(default_factory=Seen)
 
 
 # The distributions of how long a row waited, how long it was processed, and both together.
@@ -75,6 +78,7 @@ def start_tally(names: Mapping[str, str] = MappingProxyType({})) -> Tally:
         names: The names that rows are expected to have, and the flag that names each.
     """
     global _tally
+    start_measures()
     _tally = Tally(unseen=dict(names))
     return _tally
 
@@ -184,16 +188,40 @@ def report_line(tally: Tally, rows: int, seconds: float) -> str:
     """
     latencies = take_latencies(tally)
     line = (
-        f"{tally.received:>10,} received  {tally.scored:>10,} scored  "
-        f"{tally.dead_letters:>6,} dead letters  "
+        f"{tally.received:>8,} received {tally.scored:>8,} scored "
+        f"{tally.dead_letters:>5,} dead letters "
     )
     if tally.refused:
-        line += f"{tally.refused:>6,} refused  "
-    line += f"{rows / seconds:>8,.1f} rows/s"
+        line += f"{tally.refused:>5,} refused "
+    line += f"{rows / seconds:>7,.1f} rows/s"
+    all_bundles = seen(MESSAGES)
+    bundles, tally.bundles = all_bundles.since(tally.bundles), all_bundles
+    if bundles.count:
+        line += f" {bundles.mean:>5,.1f} a bundle"
     if len(latencies):
         p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
-        line += f"  latency ms p50 {p50:,.0f}  p95 {p95:,.0f}  p99 {p99:,.0f}"
+        line += f"  latency ms p50 {p50:,.0f} p95 {p95:,.0f} p99 {p99:,.0f}"
     return line
+
+
+def measured_facts() -> list[tuple[str, str]]:
+    """Return lines with the sizes of bundles and batches, and with the mean times of steps."""
+
+    def sizes(name: str, measure: Measure, what: str) -> list[tuple[str, str]]:
+        found = seen(measure)
+        text = f"{found.count:>12,}  of {found.mean:,.1f} {what}, at most {found.largest:,}"
+        return [(name, text)] if found.count else []
+
+    times = [
+        f"{name} {found.mean / 1_000:,.2f}"
+        for name, measure in TIMES.items()
+        if (found := seen(measure)).count
+    ]
+    return [
+        *sizes("bundles", MESSAGES, "messages"),
+        *sizes("batches", ROWS, "rows"),
+        *([("mean ms", ", ".join(times))] if times else []),
+    ]
 
 
 def fate_of_messages(made: bool) -> str:
@@ -272,6 +300,6 @@ def summary(tally: Tally, seconds: float) -> str:
         dropped = f"; {tally.dropped:,} duplicates were dropped" if tally.dropped else ""
         text = f"{tally.pulled:>12,}  of which {tally.decoded:,} were decoded{dropped}"
         lines.insert(0, ("messages", text))
-    lines.append(("balance", balance))
+    lines += [*measured_facts(), ("balance", balance)]
     lines += [("warning", text) for text in unseen_names(tally)]
     return facts(lines)

@@ -30,6 +30,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from cloud.clients import Cloud
 from cloud.errors import translate_errors
 from common.errors import OutputError
+from common.measures import APPEND
 from common.memory import check_memory
 from common.plain_json import to_json
 from common.record_batch import concat_batches, sized, to_rows
@@ -197,8 +198,12 @@ class _AppendDoFn(beam.DoFn):
             yield from self._answers(wait=False)
 
     def finish_bundle(self) -> Iterator[Any]:
-        self._flush()
-        yield from self._answers(wait=True)
+        if not (self._waiting or self._sent):
+            return
+        with APPEND.timed():
+            self._flush()
+            answers = list(self._answers(wait=True))
+        yield from answers
 
     def teardown(self) -> None:
         if self._stream is not None:

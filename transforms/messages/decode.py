@@ -25,6 +25,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
+from common.measures import DECODE, MESSAGES
 from common.record_batch import MESSAGE, concat_batches, typed
 from transforms.accounts import found
 from transforms.bundles import current_bundle
@@ -329,15 +330,20 @@ class _DecodeDoFn(beam.DoFn):
                 yield GlobalWindows.windowed_value(value, timestamp=now)
         if (bundle := current_bundle()) is not None:
             bundle.decoded += self._decoded
+        if self._decoded:
+            MESSAGES.add(self._decoded)
         count = GlobalWindows.windowed_value(found("messages", self._decoded), timestamp=now)
         yield beam.pvalue.TaggedOutput("counts", count)
 
     def _flush(self) -> Iterator[Any]:
-        messages = [parse_message(message) for message in self._waiting]
-        self._waiting, self._bytes = [], 0
-        batches, failures, count = decode_counted(
-            messages, self._format, self._provenance, self._received
-        )
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
+        with DECODE.timed():
+            batches, failures, count = decode_counted(
+                [parse_message(message) for message in waiting],
+                self._format,
+                self._provenance,
+                self._received,
+            )
         for batch in batches:
             size = batch.num_rows if self._format.kind == "arrow" else self._batch_rows
             yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))

@@ -27,6 +27,7 @@ from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import OutputError
 from common.json_objects import json_objects
+from common.measures import PUBLISH
 from transforms.accounts import Count
 from transforms.dead_letters import Fault, failure_batch
 from transforms.encode import ORDERING_KEY
@@ -251,7 +252,8 @@ class _PublishDoFn(beam.DoFn):
 
     def _flush(self) -> Count:
         waiting, self._waiting = self._waiting, []
-        with translate_errors(OutputError, f"topic {self._topic} cannot be published to"):
+        errors = translate_errors(OutputError, f"topic {self._topic} cannot be published to")
+        with errors, PUBLISH.timed():
             client = self._cloud.publisher()
             groups = defaultdict(list)
             for message in waiting:
