@@ -264,7 +264,7 @@ def test_every_message_is_scored_or_a_dead_letter_in_every_sink(stream: Stream, 
     assert f"received               {count}  in " in err
     assert f"scored                 {len(expected)}\n" in err
     assert "balance       rows received = scored + dead letters\n" in err
-    assert f"{count:>10,} received  {len(expected):>10,} scored" in err
+    assert f"{count:>8,} received {len(expected):>8,} scored" in err
 
 
 def test_results_keep_the_ordering_keys_of_their_messages_only_if_asked(stream: Stream) -> None:
