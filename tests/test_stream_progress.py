@@ -45,6 +45,7 @@ NOW = datetime.datetime(2026, 11, 20, 12, tzinfo=datetime.UTC)
 @pytest.fixture(autouse=True)
 def no_tally(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_progress, "_tally", None)
+    monkeypatch.setattr(measures, "_seen", None)
 
 
 def batch(rows: int, age_ms: float = 0.0) -> pa.RecordBatch:
