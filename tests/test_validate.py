@@ -22,7 +22,7 @@ from model_handlers.torch_model import TorchModelHandler
 from transforms.dead_letters import Fault
 from transforms.provenance import Provenance
 from transforms.source_columns import source_columns
-from transforms.validate import ValidateFeatures, _ValidateDoFn, validate
+from transforms.validate import ValidateDoFn, ValidateFeatures, validate
 
 Make = Callable[..., Any]
 
@@ -433,7 +433,7 @@ def test_wide_rows_are_prepared_in_parts(
     rows = [row for row in ROWS if row["id"] != "text"]
     columns = {name: pa.array([row.get(name) for row in rows]) for name in manifest.columns}
     batch = source_batch(pa.array(map(str, range(len(rows)))), pa.record_batch(columns))
-    do_fn = _ValidateDoFn(steps, provenance)
+    do_fn = ValidateDoFn(steps, provenance)
     do_fn.setup()
     parts = list(do_fn.process(batch))
     good = [part for part in parts if isinstance(part, pa.RecordBatch)]

@@ -366,7 +366,8 @@ class EncodeRows(beam.PTransform):
     origins: Mapping[str, str] | None = None
     ordering_keys: bool = False
 
-    def _encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def encode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the output rows of a batch."""
         rows = self._conformed(batch)
         if not self.ordering_keys:
             return rows
@@ -383,7 +384,7 @@ class EncodeRows(beam.PTransform):
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
         """Apply one Map."""
-        return typed(batches | beam.Map(self._encode))
+        return typed(batches | beam.Map(self.encode))
 
 
 def without_ordering_keys(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.preparation import Preparation
 from model_handlers.steps.step import Refused
 from model_handlers.trusted_code import TrustedCode
+from transforms.chain import Chain, Each
 from transforms.dead_letters import Fault, failed_rows
 from transforms.provenance import Provenance, utc_now
 from transforms.split import Split, split_outputs
-from transforms.validate import ValidateFeatures
+from transforms.validate import ValidateDoFn, ValidateFeatures
 
 
 def field_faults(refused: Iterable[Refused]) -> dict[int, Fault]:
@@ -104,7 +105,7 @@ def _with_fields(
     return batch.set_column(batch.schema.get_field_index(OUTPUTS), field, whole), refused
 
 
-class _SplitDoFn(beam.DoFn):
+class SplitDoFn(beam.DoFn):
     """A DoFn that passes on the good rows of a handler's answers; others go to `failures`."""
 
     def __init__(
@@ -121,6 +122,7 @@ class _SplitDoFn(beam.DoFn):
             self._preparation = self._steps.load()
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        """Yield the good rows of a batch, and the dead letters of the others."""
         good, bad, faults = split_answer(batch, self._score_output, self._preparation, self._fields)
         if good.num_rows:
             yield good
@@ -153,7 +155,7 @@ class SplitFailures(beam.PTransform):
 
     def expand(self, answers: beam.PCollection[pa.RecordBatch]) -> Split:
         """Apply one DoFn."""
-        return split_outputs(answers, _SplitDoFn(self.steps, self.provenance, self.fields))
+        return split_outputs(answers, SplitDoFn(self.steps, self.provenance, self.fields))
 
 
 @dataclass
@@ -180,19 +182,13 @@ class Predict(beam.PTransform):
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """Validate the rows, run the model, and separate the failed rows."""
-        good, *failures = self.in_stage(batches)
-        return Split(good, failures | "Failures" >> beam.Flatten())
-
-    def in_stage(
-        self, batches: beam.PCollection[pa.RecordBatch]
-    ) -> tuple[beam.PCollection[pa.RecordBatch], ...]:
-        """Apply the steps without a Flatten; return the good rows and two outputs of failures."""
         provenance = self.provenance or Provenance.of(self.manifest)
         steps = packaged_steps(self.handler, self.manifest)
         validated = batches | "Validate" >> ValidateFeatures(self.manifest, provenance, steps)
         answers = validated.good | "RunInference" >> RunInference(self.handler)
         predicted = typed(answers) | "Split" >> SplitFailures(steps, provenance, self._fields)
-        return predicted.good, validated.failures, predicted.failures
+        failures = (validated.failures, predicted.failures) | "Failures" >> beam.Flatten()
+        return Split(predicted.good, failures)
 
     @property
     def _fields(self) -> Collection[str] | None:
@@ -203,15 +199,46 @@ class Predict(beam.PTransform):
         return self.manifest.fields_for([*self.written, *([] if score is None else [score])])
 
 
-@dataclass
-class PredictInStage(Predict):
-    """Predict for streams whose steps must stay in the stage of their source.
+@dataclass(kw_only=True)
+class PredictBetween(Predict):
+    """Predict for streams, whose bundles are small: with other work, in as few steps as possible.
 
-    Many runners end a stage at a Flatten, so this has two outputs of failures.
+    Batches are not gathered, and there is no Flatten, at which many runners end a stage. The result
+    is the good rows, the dead letters before the model, and those after it.
+
+    Attributes:
+        before: DoFns that make source batches, of at most the handler's batch_rows. Their output
+            `failures` is part of the dead letters before the model.
+        after: DoFns that take batches with `outputs`.
+        on_failures: A function to call with each batch of dead letters, or None.
     """
 
+    before: Sequence[beam.DoFn] = ()
+    after: Sequence[beam.DoFn] = ()
+    on_failures: Callable[[pa.RecordBatch], None] | None = None
+
     def expand(  # type: ignore[override]
-        self, batches: beam.PCollection[pa.RecordBatch]
+        self, elements: beam.PCollection[Any]
     ) -> tuple[beam.PCollection[pa.RecordBatch], ...]:
-        """Do the same as Predict."""
-        return self.in_stage(batches)
+        """Apply one step before RunInference, and one step after it."""
+        provenance = self.provenance or Provenance.of(self.manifest)
+        steps = packaged_steps(self.handler, self.manifest)
+        prepare = Chain(
+            *self.before,
+            ValidateDoFn(steps, provenance),
+            Each(_alone),
+            on_failures=self.on_failures,
+        )
+        finish = Chain(
+            SplitDoFn(steps, provenance, self._fields), *self.after, on_failures=self.on_failures
+        )
+        ready = elements | "Prepare" >> beam.ParDo(prepare).with_outputs("failures", main="good")
+        ready.good.element_type = beam.typehints.List[pa.RecordBatch]
+        answers = ready.good | "RunInference" >> RunInference(self.handler.with_no_batching())
+        done = typed(answers) | "Finish" >> beam.ParDo(finish).with_outputs("failures", main="good")
+        return typed(done.good), typed(ready.failures), typed(done.failures)
+
+
+def _alone(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    """Return a batch as the list that a handler takes if it gathers no batches."""
+    return [batch]

@@ -260,7 +260,7 @@ def _where(mask: np.ndarray) -> list[int]:
 
 
 @beam.typehints.with_input_types(pa.RecordBatch)
-class _ValidateDoFn(beam.DoFn):
+class ValidateDoFn(beam.DoFn):
     """A DoFn that validates source batches; bad rows go to the output `failures`."""
 
     def __init__(self, steps: PackagedSteps, provenance: Provenance) -> None:
@@ -277,6 +277,7 @@ class _ValidateDoFn(beam.DoFn):
             self._preparation = self._steps.load()
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        """Yield the good rows of a batch, and the dead letters of the others."""
         kind = batch.schema.field(SOURCE).type
         # Looking up the columns takes longer than checking a small batch.
         if kind != self._kind:
@@ -315,4 +316,4 @@ class ValidateFeatures(beam.PTransform):
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """Apply one DoFn."""
         steps = self.steps or PackagedSteps(self.manifest)
-        return split_outputs(batches, _ValidateDoFn(steps, self.provenance))
+        return split_outputs(batches, ValidateDoFn(steps, self.provenance))

@@ -40,11 +40,12 @@ from examples.transactions.data import FEATURES, write_parquet
 from model_handlers.package import read_manifest
 from model_handlers.tolerance import TOLERANCE
 from model_handlers.torch_model import TorchModelHandler
+from transforms.chain import Each
 from transforms.encode import EncodeRows, choose_fields
 from transforms.json_rows.row_format import RowFormat
-from transforms.messages.decode import DecodeMessages, MessageFormat
+from transforms.messages.decode import MESSAGE_BYTES, DecodeDoFn, MessageFormat
 from transforms.messages.message import Message, serialize
-from transforms.predict import Predict
+from transforms.predict import PredictBetween
 from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED
 
@@ -75,9 +76,11 @@ def ours(model: Path, size: int) -> Step:
     read = MessageFormat(RowFormat(manifest, None, (), CARRIED))
 
     def step(messages: beam.PCollection) -> beam.PCollection:
-        decoded = messages | DecodeMessages(read, provenance, size)
-        predicted = decoded.good | Predict(handler, manifest, provenance)
-        rows = predicted.good | EncodeRows(fields, provenance)
+        decode = DecodeDoFn(read, provenance, size, MESSAGE_BYTES)
+        encode = Each(EncodeRows(fields, provenance).encode)
+        rows, *_ = messages | PredictBetween(
+            handler, manifest, provenance, before=[decode], after=[encode]
+        )
         return rows | "Json" >> beam.FlatMap(json_objects)
 
     return step

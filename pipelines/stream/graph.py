@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,20 +20,20 @@ from pipelines.stream.progress import (
     MeasureLatency,
     count_dead_letters,
     count_decided,
-    count_decoded,
 )
 from transforms.bigquery.append import AppendToTable
 from transforms.bigquery.schema import TableName
+from transforms.chain import Each
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import EncodeRows, OutputFields, without_ordering_keys
 from transforms.files.groups import WriteGroups
 from transforms.files.spans import WriteSpans
 from transforms.files.stream_files import StreamFiles
 from transforms.files.writers import OutputFormat
-from transforms.messages.decode import MESSAGE_BYTES, DecodeMessages, MessageFormat
+from transforms.messages.decode import MESSAGE_BYTES, DecodeDoFn, MessageFormat
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.publish import PublishBatches
-from transforms.predict import Predict, PredictInStage
+from transforms.predict import PredictBetween
 from transforms.provenance import Provenance
 
 # How long messages wait behind the step that drops duplicates: about as long as an append takes.
@@ -105,30 +106,41 @@ class ScoreStream(beam.PTransform):
         if wait_ms is not None:
             gather = GatherMessages(self.batch_rows, wait_ms, self.batch_bytes)
             messages = messages | "Gather" >> gather
-        decode = DecodeMessages(
-            self.message_format, self.provenance, self.batch_rows, self.batch_bytes
+        encoded, *failed = messages | "Score" >> self._score()
+        rows = encoded
+        if self.sinks.ordering_keys:
+            rows = typed(encoded | "WithoutKeys" >> beam.Map(without_ordering_keys))
+        refused = self._write(rows, encoded)
+        for suffix, letters in self._together("RefusedRows", refused):
+            letters | f"CountRefused{suffix}" >> beam.Map(count_dead_letters)
+        for suffix, letters in self._together("Failures", [*failed, *refused]):
+            self._write_failures(letters, suffix)
+        return rows
+
+    def _score(self) -> PredictBetween:
+        """Return the transform from messages to encoded rows, with two outputs of dead letters."""
+        decode = DecodeDoFn(
+            self.message_format,
+            self.provenance,
+            self.batch_rows,
+            self.batch_bytes,
+            CountReceived(self.names),
         )
-        read = messages | "Decode" >> decode
-        kind = PredictInStage if self.in_stage else Predict
-        predict = kind(self.handler, self.manifest, self.provenance, self.fields.needed)
-        good, *failed = read.good | "Predict" >> predict
-        measured = good | "Latency" >> MeasureLatency()
         encode = EncodeRows(
             self.fields, self.provenance, self.schema, ordering_keys=self.sinks.ordering_keys
         )
-        encoded = rows = measured | "Encode" >> encode
-        if self.sinks.ordering_keys:
-            rows = typed(encoded | "WithoutKeys" >> beam.Map(without_ordering_keys))
-        failures = [read.failures, *failed, *self._write(rows, encoded)]
-        for suffix, letters in self._together("Failures", failures):
-            self._write_failures(letters, suffix)
-            letters | f"CountDeadLetters{suffix}" >> beam.Map(count_dead_letters)
-        for suffix, received in self._together("Received", [read.good, read.failures]):
-            received | f"CountReceived{suffix}" >> beam.ParDo(CountReceived(self.names))
-        read.counts | "CountDecoded" >> beam.Map(count_decoded)
+        after = [MeasureLatency(), Each(encode.encode)]
         if decisions := self.fields.decisions(self.manifest):
-            rows | "CountDecisions" >> beam.Map(count_decided, decisions)
-        return rows
+            after.append(Each(functools.partial(count_decided, names=decisions)))
+        return PredictBetween(
+            self.handler,
+            self.manifest,
+            self.provenance,
+            self.fields.needed,
+            before=[decode],
+            after=after,
+            on_failures=count_dead_letters,
+        )
 
     def _together(
         self, label: str, collections: Sequence[beam.PCollection]
@@ -139,7 +151,7 @@ class ScoreStream(beam.PTransform):
         """
         if self.in_stage:
             yield from ((str(i or ""), one) for i, one in enumerate(collections))
-        else:
+        elif collections:
             yield "", collections | label >> beam.Flatten()
 
     def _write(

@@ -12,6 +12,7 @@ from typing import Any
 
 from cloud.clients import Cloud
 from common.interrupts import Background
+from common.measures import MESSAGES, seen
 from pipelines.command import say
 from pipelines.options import StreamRunOptions
 from pipelines.stream.progress import (
@@ -90,6 +91,7 @@ def watch(
             intake.end()
             ended.result()
             tally.pulled, tally.dropped = intake.given, intake.dropped
+            tally.decoded = seen(MESSAGES).total
             seconds = time.monotonic() - started
             say(summary(tally, seconds))
             if not intake.given:

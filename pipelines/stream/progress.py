@@ -9,10 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -26,7 +25,6 @@ from common.record_batch import MESSAGE, struct_columns
 from common.terminal import facts
 from pipelines.batch.report_text import decision_facts
 from pipelines.stream.unseen import FirstRows, still_unseen, unseen_texts
-from transforms.accounts import Count
 from transforms.decisions import count_decisions, report_decisions
 
 # Updating a metric takes a microsecond, so only a sample of the rows of a large batch is measured.
@@ -93,8 +91,8 @@ def count_received(batch: pa.RecordBatch) -> None:
                 _tally.unseen = still_unseen(_tally.unseen, batch)
 
 
-class CountReceived(beam.DoFn):
-    """A DoFn that counts rows like `count_received`, and warns of names that the first rows lack.
+class CountReceived:
+    """Counts rows like `count_received`, and warns of names that the first rows lack.
 
     Args:
         names: The names that rows are expected to have, and the flag that names each.
@@ -103,24 +101,18 @@ class CountReceived(beam.DoFn):
     def __init__(self, names: Mapping[str, str]) -> None:
         self._first = FirstRows(names)
 
-    def process(self, batch: pa.RecordBatch) -> None:
+    def __call__(self, batch: pa.RecordBatch) -> None:
         """Count the rows of a batch, or its dead letters."""
         count_received(batch)
         self._first.look_at(batch)
 
 
-def count_decoded(count: Count) -> None:
-    """Count messages that were decoded."""
-    with _lock:
-        if _tally is not None:
-            _tally.decoded += count[1]
-
-
-def count_decided(rows: pa.RecordBatch, names: Sequence[str]) -> None:
-    """Count the decisions of output rows, which the columns with these names hold."""
+def count_decided(rows: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    """Count the decisions of output rows, which the columns with these names hold; return them."""
     with _lock:
         if _tally is not None:
             _tally.decisions.update(dict(count_decisions(rows, names)))
+    return rows
 
 
 def count_dead_letters(failures: pa.RecordBatch) -> None:
@@ -140,13 +132,18 @@ def take_latencies(tally: Tally) -> np.ndarray:
     return np.concatenate(latencies) if latencies else np.empty(0)
 
 
-class _MeasureDoFn(beam.DoFn):
-    """A DoFn that adds the latencies of predicted batches to the metrics and the tally."""
+class MeasureLatency(beam.DoFn):
+    """A DoFn that measures the latency of predicted batches, and passes them on unchanged.
+
+    It updates three distributions: waited_ms from publishing to a worker, processed_ms from there
+    to the score, and total_ms for both.
+    """
 
     def __init__(self) -> None:
         self._metrics = [Metrics.distribution("millrace", name) for name in LATENCIES]
 
-    def process(self, batch: pa.RecordBatch) -> Any:
+    def process(self, batch: pa.RecordBatch) -> Iterable[pa.RecordBatch]:
+        """Measure a batch."""
         message = struct_columns(batch, MESSAGE)
         now = time.time() * 1e3
         event = np.asarray(message["event_time"].cast(pa.int64())) / 1e3
@@ -162,20 +159,7 @@ class _MeasureDoFn(beam.DoFn):
             if _tally is not None:
                 _tally.scored += batch.num_rows
                 _tally.latencies.append(total)
-        yield batch
-
-
-@dataclass
-class MeasureLatency(beam.PTransform):
-    """A transform that measures the latency of predicted batches, and passes them on unchanged.
-
-    It updates three distributions: waited_ms from publishing to a worker, processed_ms from there
-    to the score, and total_ms for both.
-    """
-
-    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
-        """Measure each batch."""
-        return batches | beam.ParDo(_MeasureDoFn()).with_output_types(pa.RecordBatch)
+        return (batch,)
 
 
 def report_line(tally: Tally, rows: int, seconds: float) -> str:

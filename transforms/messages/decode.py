@@ -13,7 +13,7 @@ row keeps its id. If it had been decoded before it failed, it is read as the col
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -26,7 +26,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
 from common.measures import DECODE, MESSAGES
-from common.record_batch import MESSAGE, concat_batches, typed
+from common.record_batch import MESSAGE, concat_batches, rebatch, typed
 from transforms.accounts import found
 from transforms.bundles import current_bundle
 from transforms.dead_letters import Fault, failure_batch
@@ -284,10 +284,17 @@ def _naming_avro(messages: Sequence[Message], faults: Sequence[Fault]) -> list[F
     ]
 
 
-class _DecodeDoFn(beam.DoFn):
+class DecodeDoFn(beam.DoFn):
     """A DoFn that decodes messages, or lists of messages, into source batches.
 
     Dead letters go to the output `failures`, and the number of messages in a bundle to `counts`.
+
+    Args:
+        message_format: As for DecodeMessages.
+        provenance: As for DecodeMessages.
+        batch_rows: As for DecodeMessages.
+        batch_bytes: As for DecodeMessages.
+        on_rows: A function to call with all rows and all dead letters, or None.
     """
 
     def __init__(
@@ -296,16 +303,19 @@ class _DecodeDoFn(beam.DoFn):
         provenance: Provenance,
         batch_rows: int,
         batch_bytes: int,
+        on_rows: Callable[[pa.RecordBatch], None] | None = None,
     ) -> None:
         self._format, self._provenance, self._batch_rows = message_format, provenance, batch_rows
-        self._batch_bytes = min(batch_bytes, MESSAGE_BYTES)
+        self._batch_bytes, self._on_rows = min(batch_bytes, MESSAGE_BYTES), on_rows
 
     def start_bundle(self) -> None:
+        """Start without messages."""
         self._waiting: list[Any] = []
         self._bytes = 0
         self._decoded = 0
 
     def process(self, element: Any) -> Iterable[Any]:
+        """Return what is ready once a message, or a list of them, was added."""
         # This is not a generator, because most messages yield nothing yet.
         if isinstance(element, list):
             return chain.from_iterable(map(self._add, element))
@@ -320,6 +330,7 @@ class _DecodeDoFn(beam.DoFn):
         return self._flush() if full else ()
 
     def finish_bundle(self) -> Iterator[Any]:
+        """Yield what is left, and the number of messages."""
         # All rows of the bundle get the present time, which is never behind the watermark.
         now = Timestamp.now()
         for value in self._flush() if self._waiting else ():
@@ -344,9 +355,10 @@ class _DecodeDoFn(beam.DoFn):
                 self._provenance,
                 self._received,
             )
-        for batch in batches:
-            size = batch.num_rows if self._format.kind == "arrow" else self._batch_rows
-            yield from (batch.slice(start, size) for start in range(0, batch.num_rows, size))
+        if self._on_rows is not None:
+            for rows in (*batches, *([] if failures is None else [failures])):
+                self._on_rows(rows)
+        yield from rebatch(batches, self._batch_rows, self._batch_bytes)
         if failures is not None:
             yield beam.pvalue.TaggedOutput("failures", failures)
         self._decoded += count
@@ -359,9 +371,9 @@ class DecodeMessages(beam.PTransform):
     Attributes:
         message_format: The format of the messages.
         provenance: The run and the model, for dead letters.
-        batch_rows: The maximum number of rows in a batch. But an Arrow message is a batch of its
-            own, whatever its number of rows.
-        batch_bytes: A batch gets no more messages once they have this many bytes, or 32 MB.
+        batch_rows: The maximum number of rows in a batch.
+        batch_bytes: The most bytes that a batch of several rows may have. It gets no more messages
+            once they have this many bytes, or 32 MB.
     """
 
     message_format: MessageFormat
@@ -371,6 +383,6 @@ class DecodeMessages(beam.PTransform):
 
     def expand(self, messages: beam.PCollection[Any]) -> Read:
         """Apply one DoFn with three outputs."""
-        dofn = _DecodeDoFn(self.message_format, self.provenance, self.batch_rows, self.batch_bytes)
+        dofn = DecodeDoFn(self.message_format, self.provenance, self.batch_rows, self.batch_bytes)
         decoded = messages | beam.ParDo(dofn).with_outputs("failures", "counts", main="good")
         return Read(typed(decoded.good), typed(decoded.failures), decoded.counts)
