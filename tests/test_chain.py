@@ -72,7 +72,7 @@ def test_a_chain_yields_what_its_dofns_yield_one_after_the_other(length: int) ->
     dofns = [Halve(), Each(double), Halve(), Each(str)][:length]
 
     def outputs(numbers: beam.PCollection, dofns: list[beam.DoFn], label: str) -> Any:
-        failures = []
+        failures: list[beam.PCollection] = []
         for i, dofn in enumerate(dofns):
             split = numbers | f"{label}{i}" >> beam.ParDo(dofn).with_outputs(
                 "failures", main="good"
