@@ -242,7 +242,7 @@ def test_every_batch_has_the_schema_that_was_promised(
         wanted = replace(fields, source=("city", "a")) if fields.layout == "reference" else fields
         promised = output_schema(fields, manifest, provenance, None)
         for batch in scored(messages, manifest, provenance, wanted, form):
-            rows = EncodeRows(fields, provenance, promised)._encode(batch)
+            rows = EncodeRows(fields, provenance, promised).encode(batch)
             assert rows.schema.equals(promised)
             if form == "json":
                 # Rows of JSON messages have it even without a cast.
