@@ -14,6 +14,7 @@ PACKAGES = (
     "model_handlers",
     "pipelines",
     "resources",
+    "scale_tests",
     "serving",
     "transforms",
 )

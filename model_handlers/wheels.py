@@ -30,7 +30,7 @@ from model_handlers.trusted_code import is_here, places_of
 OWN = frozenset(
     (
         *("cloud", "common", "examples", "millrace", "model_handlers", "pipelines", "resources"),
-        *("serving", "transforms"),
+        *("scale_tests", "serving", "transforms"),
     )
 )
 _FLAG = "--extra_packages"

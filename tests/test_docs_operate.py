@@ -8,7 +8,7 @@ from docs_pages import PAGES, ROOT
 
 PRODUCT = (
     *("cloud", "common", "dags", "millrace", "model_handlers"),
-    *("pipelines", "resources", "serving", "transforms"),
+    *("pipelines", "resources", "scale_tests", "serving", "transforms"),
 )
 # Messages of Google's services.
 GOOGLES = ("already an active job named", "failed to install required packages")

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.cost import Workers
 from benchmarks.fleet.__main__ import duration, table
 from benchmarks.fleet.check import predicted
 from benchmarks.fleet.job import Endpoint, Fleet, Job, Limits
 from benchmarks.fleet.scenarios import example_row
 from benchmarks.fleet.simulate import simulate
+from cloud.prices import Workers
 
 ROW = example_row()
 

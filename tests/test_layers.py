@@ -17,7 +17,7 @@ FLOORS = (
     {"cloud"},
     {"model_handlers"},
     {"transforms"},
-    {"pipelines", "resources", "serving"},
+    {"pipelines", "resources", "scale_tests", "serving"},
     {"millrace"},
     {"examples"},
     {"benchmarks"},

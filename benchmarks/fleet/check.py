@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 
 from benchmarks.bench import Bench, fresh
-from benchmarks.cost import Workers
 from benchmarks.fleet.job import RESULTS, Fleet, Job, measured_files
 from benchmarks.fleet.scenarios import example_row
 from benchmarks.fleet.simulate import simulate
 from benchmarks.measure import Measured, measure
+from cloud.prices import Workers
 
 # The largest file; larger jobs read it under several names.
 FILE_ROWS = 10_000_000

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.cost import Workers
+from cloud.prices import Workers
 from transforms.bigquery.session import MAX_STREAMS
 from transforms.files.ranges import RANGE_ROWS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from benchmarks.cost import Workers
 from benchmarks.fleet.job import Endpoint, Fleet, Job, Rows, measured_files
+from cloud.prices import Workers
 
 SIZES = (1e8, 1e10, 1e12)
 # The example: 31 columns, a small autoencoder. The split of its CPU time is that of a profile.

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.cost import BATCH, READ_GB
 from benchmarks.fleet.job import GB, HOUR, Job, Limits
+from cloud.prices import BATCH, READ_GB
 
 # A worker keeps about this much of its memory for the system, Beam and its own processes.
 USABLE = 0.8

@@ -1,0 +1,1 @@
+"""Scale tests: open-loop load, accounts of every message, latencies and what follows from them."""

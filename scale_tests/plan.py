@@ -1,0 +1,201 @@
+"""The plan of a scale test: what is sent, at which times, and what counts as good enough.
+
+`plan_file.py` reads a plan from TOML. All values are checked when they are built, so a plan that
+exists can be run.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Target = Literal["stream", "endpoint", "batch"]
+Share = Annotated[float, Meta(ge=0, le=1)]
+# The upper bounds also refuse infinity.
+Rate = Annotated[float, Meta(gt=0, le=1e7)]
+Seconds = Annotated[float, Meta(gt=0, le=2_592_000)]
+Milliseconds = Annotated[float, Meta(gt=0, le=3_600_000)]
+Count = Annotated[int, Meta(ge=1, le=10**10)]
+
+
+class Values(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Values of a table in a plan. A name that the table does not know is an error."""
+
+
+class Objective(Values, frozen=True, kw_only=True):
+    """What a level must reach to count as sustained.
+
+    Attributes:
+        percentile: The percentile of the latency that is compared, 0 to 100.
+        latency_ms: The largest latency at this percentile, in milliseconds.
+        goodput: The share of the messages that must be answered rightly within latency_ms.
+    """
+
+    percentile: Annotated[float, Meta(gt=0, lt=100)] = 99.0
+    latency_ms: Milliseconds
+    goodput: Share = 0.99
+
+
+class Sender(Values, frozen=True, kw_only=True):
+    """The sender processes, and the limits beyond which they did not send what was planned.
+
+    Attributes:
+        processes: How many processes send.
+        late_ms: How much later than intended 99 of 100 messages may be sent, in milliseconds.
+        cpu: The share of a core that a process may use, 0 to 1. A busier sender measures itself.
+    """
+
+    processes: Annotated[int, Meta(ge=1, le=256)] = 1
+    late_ms: Milliseconds = 50.0
+    cpu: Share = 0.8
+
+
+class Rows(Values, frozen=True, kw_only=True):
+    """The rows that are sent.
+
+    Attributes:
+        source: `statistics` of a model package, the `example`'s generator, or a `file`.
+        path: The package, or the Parquet or JSON Lines file. The example needs none.
+        faulty: The share of rows with a fault, which must become dead letters.
+    """
+
+    source: Literal["statistics", "example", "file"] = "example"
+    path: str = ""
+    faulty: Share = 0.0
+
+
+class Result(Values, frozen=True, kw_only=True):
+    """Where a result is read.
+
+    Attributes:
+        source: A `topic`, a `table`, the `answer` of an endpoint, or the `report` of a batch.
+        name: The topic or table. The others need none.
+        wait_seconds: How long after it was sent the result of a message may arrive.
+    """
+
+    source: Literal["topic", "table", "answer", "report"]
+    name: str = ""
+    wait_seconds: Seconds = 60.0
+
+
+class Phase(Values, frozen=True, kw_only=True, tag_field="kind"):
+    """A part of a test.
+
+    Attributes:
+        idle_seconds: How long nothing is sent before the phase, so that it meets a cold system.
+        rows: How many rows a request to an endpoint has.
+    """
+
+    idle_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    rows: Count = 1
+
+
+class WarmUp(Phase, frozen=True, kw_only=True, tag="warm_up"):
+    """A constant rate whose figures count nowhere."""
+
+    rate: Rate
+    seconds: Seconds
+
+
+class Constant(Phase, frozen=True, kw_only=True, tag="constant"):
+    """A constant rate, in messages per second."""
+
+    rate: Rate
+    seconds: Seconds
+
+
+class Soak(Phase, frozen=True, kw_only=True, tag="soak"):
+    """A constant rate for hours."""
+
+    rate: Rate
+    seconds: Seconds
+
+
+class Ramp(Phase, frozen=True, kw_only=True, tag="ramp"):
+    """A rate that changes linearly."""
+
+    from_rate: Annotated[float, Meta(ge=0, le=1e7)]
+    to_rate: Rate
+    seconds: Seconds
+
+
+class Burst(Phase, frozen=True, kw_only=True, tag="burst"):
+    """Messages that are all due at once."""
+
+    messages: Count
+
+
+class Spike(Phase, frozen=True, kw_only=True, tag="spike"):
+    """A rate that rises to a peak at once, and falls back.
+
+    Attributes:
+        rate: The rate before and after the peak.
+        peak_rate: The rate during the peak.
+        seconds: How long the phase takes.
+        peak_seconds: How long the peak takes, in the middle of the phase.
+    """
+
+    rate: Rate
+    peak_rate: Rate
+    seconds: Seconds
+    peak_seconds: Seconds
+
+    def __post_init__(self) -> None:
+        if self.peak_seconds >= self.seconds:
+            raise ValueError(
+                f"expected peak_seconds below seconds ({self.seconds:g}), got {self.peak_seconds:g}"
+            )
+
+
+class Bisection(Phase, frozen=True, kw_only=True, tag="bisection"):
+    """A search for the largest rate that is sustained.
+
+    Attributes:
+        lowest: The rate at which the search starts.
+        highest: The largest rate that is tried.
+        seconds: How long each rate is tried.
+        precision: The search ends when the next failed rate is larger by at most this share.
+    """
+
+    lowest: Rate
+    highest: Rate
+    seconds: Seconds
+    precision: Annotated[float, Meta(ge=0.001, le=1)] = 0.05
+
+    def __post_init__(self) -> None:
+        if self.highest <= self.lowest:
+            raise ValueError(
+                f"expected highest above lowest ({self.lowest:g}), got {self.highest:g}"
+            )
+
+
+class Offline(Phase, frozen=True, kw_only=True, tag="offline"):
+    """Rows that a batch scores as fast as it can."""
+
+
+PhaseKind = WarmUp | Constant | Soak | Ramp | Burst | Spike | Bisection | Offline
+
+
+class Plan(Values, frozen=True, kw_only=True):
+    """A scale test.
+
+    Attributes:
+        target: What is tested.
+        seed: What random arrivals and rows follow from.
+        arrivals: `poisson` for independent senders, `constant` for equal gaps.
+        objective: What a level must reach.
+        sender: The sender processes and their limits.
+        rows: The rows that are sent.
+        result: Where results are read.
+        phases: The phases, in their order.
+    """
+
+    target: Target
+    seed: Annotated[int, Meta(ge=0)] = 1
+    arrivals: Literal["constant", "poisson"] = "poisson"
+    objective: Objective
+    sender: Sender = Sender()
+    rows: Rows = Rows()
+    result: Result
+    phases: Annotated[tuple[PhaseKind, ...], Meta(min_length=1)]

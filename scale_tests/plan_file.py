@@ -1,0 +1,186 @@
+"""Reads a plan from TOML. An error names the line and what was expected there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+
+from common.errors import UsageError, suggest
+from scale_tests.plan import Offline, PhaseKind, Plan, Target, Values
+
+Place = tuple[str | int, ...]
+
+# Where results of a target are read.
+SOURCES: Mapping[Target, tuple[str, ...]] = {
+    "stream": ("topic", "table"),
+    "endpoint": ("answer",),
+    "batch": ("report",),
+}
+_KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false"}
+_KINDS |= {"array": "a list", "object": "a table", "null": "nothing"}
+_COMPARED = {">=": "of at least", "<=": "of at most", ">": "above", "<": "below"}
+
+
+def read_plan(path: Path) -> Plan:
+    """Return the plan in a TOML file.
+
+    Raises:
+        UsageError: The file cannot be read, is not TOML, or is no plan. The message names the line.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UsageError(f"{path}: expected a plan in TOML; it cannot be read: {reason}") from error
+    return parse_plan(text, str(path))
+
+
+def parse_plan(text: str, name: str) -> Plan:
+    """Return the plan in a text; `name` is what errors call it. Raises as `read_plan`."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        reason, line = _syntax(str(error), text)
+        raise UsageError(f"{name}, line {line}: not TOML: {reason}") from error
+    try:
+        plan = msgspec.convert(values, Plan)
+    except msgspec.ValidationError as error:
+        place, reason = explain(str(error), values)
+        raise UsageError(f"{name}, line {line_of(text, place)}: {reason}") from error
+    for place, reason in contradictions(plan):
+        raise UsageError(f"{name}, line {line_of(text, place)}: {reason}")
+    return plan
+
+
+def contradictions(plan: Plan) -> Iterator[tuple[Place, str]]:
+    """Yield what does not fit together in a plan, each with its place."""
+    sources = SOURCES[plan.target]
+    if plan.result.source not in sources:
+        named = " or ".join(repr(one) for one in sources)
+        yield (
+            ("result", "source"),
+            f"result.source: target {plan.target!r} needs {named}, got {plan.result.source!r}",
+        )
+    if plan.result.source in ("topic", "table") and not plan.result.name:
+        yield ("result",), f"result.name is missing: name the {plan.result.source} of the results"
+    if plan.rows.source != "example" and not plan.rows.path:
+        what = "model package" if plan.rows.source == "statistics" else "Parquet or JSON Lines file"
+        yield ("rows",), f"rows.path is missing: name the {what}"
+    for number, phase in enumerate(plan.phases):
+        kind = phase.__struct_config__.tag
+        if (plan.target == "batch") is not isinstance(phase, Offline):
+            needed = "phases of kind 'offline'" if plan.target == "batch" else "phases with a rate"
+            yield (
+                ("phases", number, "kind"),
+                f"phases[{number}].kind: target {plan.target!r} needs {needed}, got {kind!r}",
+            )
+        if plan.target == "stream" and phase.rows > 1:
+            yield (
+                ("phases", number, "rows"),
+                f"phases[{number}].rows: a message has one row, got {phase.rows}",
+            )
+
+
+def line_of(text: str, place: Place) -> int:
+    """Return the line, from 1, on which a value starts, or the innermost table that contains it.
+
+    The first lines of a valid document are a valid document unless they end inside a value. So the
+    value starts after the longest such part that does not contain it.
+    """
+    lines = text.splitlines(keepends=True)
+    found = 1
+    for depth in range(1, len(place) + 1):
+        without = 0
+        for count in range(len(lines) + 1):
+            try:
+                values = tomllib.loads("".join(lines[:count]))
+            except tomllib.TOMLDecodeError:
+                continue
+            if _contains(values, place[:depth]):
+                found = without + 1
+                break
+            without = count
+    return found
+
+
+def _contains(values: Any, place: Place) -> bool:
+    try:
+        reduce(lambda value, key: value[key], place, values)
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
+
+
+def _syntax(message: str, text: str) -> tuple[str, int]:
+    """Return the reason in a message of tomllib, and its line."""
+    found = re.fullmatch(r"(.+) \(at (?:line (\d+), column \d+|end of document)\)", message)
+    if not found:
+        return message, 1
+    return found[1], int(found[2] or max(1, len(text.splitlines())))
+
+
+def explain(message: str, values: Mapping[str, Any]) -> tuple[Place, str]:
+    """Return the place that a message of msgspec means, and what is wrong in words.
+
+    Args:
+        message: The message, such as "Expected `float`, got `str` - at `$.sender.cpu`".
+        values: The values of the document.
+    """
+    reason, _, path = message.partition(" - at `$")
+    place: Place = tuple(
+        int(number) if number else name
+        for name, number in re.findall(r"\.(\w+)|\[(\d+)\]", path.rstrip("`"))
+    )
+    if found := re.fullmatch(r"Object missing required field `(.+)`", reason):
+        return place, f"{_named((*place, found[1]))} is missing"
+    if found := re.fullmatch(r"Object contains unknown field `(.+)`", reason):
+        known = get_type_hints(_type_at(place, values))
+        unknown = (*place, found[1])
+        return unknown, f"{_named(unknown)} is unknown{suggest(found[1], known)}"
+    return place, f"{_named(place)}: {_in_words(reason, place, values)}"
+
+
+def _in_words(reason: str, place: Place, values: Mapping[str, Any]) -> str:
+    got = reduce(lambda value, key: value[key], place, values)
+    if reason.startswith("Invalid"):
+        choices = _choices(place, values)
+        return f"expected {' or '.join(choices)}, got {got!r}{suggest(str(got), choices)}"
+    if found := re.fullmatch(r"Expected `(\w+)`, got `(\w+)`", reason):
+        kinds = [_KINDS.get(name, name) for name in found.groups()]
+        return f"expected {kinds[0]}, got {kinds[1]}"
+    if found := re.fullmatch(r"Expected `(float|int)` (>=|<=|>|<) (\S+)", reason):
+        compared = f"{_COMPARED[found[2]]} {float(found[3]):,.10g}"
+        return f"expected {_KINDS[found[1]]} {compared}, got {got}"
+    if reason.startswith("Expected `array` of length"):
+        return "expected at least one"
+    return reason
+
+
+def _choices(place: Place, values: Mapping[str, Any]) -> list[str]:
+    """Return the values that a choice knows."""
+    if place[-1] == "kind":
+        return [str(kind.__struct_config__.tag) for kind in get_args(PhaseKind)]
+    hint = get_type_hints(_type_at(place[:-1], values))[str(place[-1])]
+    return list(get_args(hint))
+
+
+def _type_at(place: Place, values: Mapping[str, Any]) -> type[Values]:
+    """Return the type of the table at a place."""
+    if not place:
+        return Plan
+    if place[0] == "phases":
+        kind = values["phases"][place[1]]["kind"]
+        return next(one for one in get_args(PhaseKind) if one.__struct_config__.tag == kind)
+    found: type[Values] = get_type_hints(Plan)[str(place[0])]
+    return found
+
+
+def _named(place: Place) -> str:
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
+    return text.removeprefix(".") or "the plan"

@@ -1,0 +1,176 @@
+"""Where the time goes, and what follows from the levels of a test."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from virtual_server import level, open_loop
+
+from cloud.prices import STREAMING, Workers
+from scale_tests.findings import (
+    Finding,
+    best_request,
+    bottleneck,
+    confirm,
+    recommend,
+    sustainable_rate,
+    workers_per_replica,
+)
+from scale_tests.knee import Knee, Probe
+from scale_tests.level import Judgement, Level, Verdict
+from scale_tests.plan import Constant
+from scale_tests.schedule import due_times
+from scale_tests.stamps import MOMENTS, breakdown, refine
+
+GOOD, BAD = Judgement(Verdict.SUSTAINED), Judgement(Verdict.FAILED, ("slow",))
+NAMES = [name for name, _ in MOMENTS]
+
+
+def knee(rate: float | None, failed: float | None = None) -> Knee:
+    return Knee(rate, failed, (Probe(rate or 1.0, GOOD if rate else BAD),))
+
+
+@given(st.data(), st.sets(st.sampled_from(NAMES), min_size=2), st.integers(1, 20))
+def test_the_parts_add_up_to_the_latency(data: st.DataObject, names: set[str], count: int) -> None:
+    gaps = st.lists(st.floats(0, 10), min_size=count, max_size=count)
+    times = np.cumsum([data.draw(gaps) for _ in NAMES], axis=0)
+    moments = {name: row for name, row in zip(NAMES, times, strict=True) if name in names}
+    ordered = [moments[name] for name in NAMES if name in names]
+    parts = breakdown(moments)
+    assert sum(part.mean_ms for part in parts) == pytest.approx(
+        float((ordered[-1] - ordered[0]).mean() * 1e3), abs=1e-6
+    )
+    assert len(parts) == len(names) - 1
+    assert all(part.count == count and part.clock_ms <= 1e-6 for part in parts)
+
+
+def test_parts_whose_moment_is_not_known_are_one_part() -> None:
+    parts = breakdown({"due": np.zeros(2), "received_at": np.ones(2), "arrived": np.full(2, 3.0)})
+    assert [(part.name, part.mean_ms) for part in parts] == [
+        ("sender + publish + queue", 1_000),
+        ("pipeline + delivery", 2_000),
+    ]
+
+
+def test_messages_without_a_moment_do_not_count_and_clocks_that_differ_are_reported() -> None:
+    parts = breakdown(
+        {"sent": np.array([0.0, 0.0, np.nan]), "event_time": np.array([0.5, -0.02, 1.0])}
+    )
+    assert [(part.name, part.count) for part in parts] == [("publish", 2)]
+    assert parts[0].clock_ms == pytest.approx(20)
+    assert breakdown({}) == ()
+    assert breakdown({"sent": np.array([np.nan]), "arrived": np.array([1.0])}) == ()
+    with pytest.raises(ValueError, match="got published"):
+        breakdown({"published": np.zeros(1)})
+
+
+def test_a_part_is_split_by_the_counters_of_the_pipeline() -> None:
+    parts = breakdown({"received_at": np.zeros(4), "scored_at": np.ones(4)})
+    finer = refine(parts, "pipeline", {"decode": 100.0, "predict": 600.0})
+    assert [(part.name, part.mean_ms) for part in finer] == [
+        ("decode", 100),
+        ("predict", 600),
+        ("other", 300),
+    ]
+    assert refine(parts, "queue", {"decode": 1.0}) == parts
+    # More than the whole cannot be: the counters are those of other messages.
+    assert refine(parts, "pipeline", {"predict": 1_500.0})[-1].clock_ms == 500
+
+
+def served(rate: float, queue: float, sink: float) -> Level:
+    """Return a level of a queue before a pipeline and a sink, which take these seconds each."""
+    due = due_times(Constant(rate=rate, seconds=60), "poisson", (1,))
+    scored = open_loop(due, np.full(len(due), queue))
+    arrived = open_loop(scored, np.full(len(due), sink))
+    moments = {
+        "event_time": due,
+        "received_at": scored - queue,
+        "scored_at": scored,
+        "arrived": arrived,
+    }
+    return replace(level(due, arrived, 60), parts=breakdown(moments))
+
+
+@pytest.mark.parametrize(
+    ("queue", "sink", "resource"), [(0.01, 0.001, "pipeline"), (0.001, 0.01, "sink")]
+)
+def test_the_bottleneck_is_where_messages_wait(queue: float, sink: float, resource: str) -> None:
+    found = bottleneck(served(20, queue, sink), served(99, queue, sink))
+    assert (found.value, found.confidence) == (resource, "medium")
+    assert len(found.evidence) == 4
+
+
+def test_a_bottleneck_needs_levels_that_show_one() -> None:
+    quiet, busy = served(10, 1e-4, 1e-4), served(20, 1e-4, 1e-4)
+    skewed = replace(quiet, parts=(replace(quiet.parts[0], clock_ms=7.0), *quiet.parts[1:]))
+    for found, reason in (
+        (bottleneck(busy, quiet), "two rates"),
+        (bottleneck(replace(quiet, parts=()), busy), "two rates"),
+        (bottleneck(quiet, busy), "no part waits more"),
+        (bottleneck(skewed, busy), "the clocks differ by 7 ms"),
+        (bottleneck(replace(quiet, parts=quiet.parts[1:]), busy), "different parts"),
+    ):
+        assert (found.value, found.confidence) == (None, "insufficient data")
+        assert reason in found.evidence[0]
+
+
+def test_moving_a_resource_confirms_the_bottleneck_or_contradicts_it() -> None:
+    found = bottleneck(served(20, 0.01, 0.001), served(99, 0.01, 0.001))
+    more = {"pipeline": (knee(100), knee(190)), "sink": (knee(100), knee(101))}
+    assert confirm(found, more, 0.05).confidence == "high"
+    assert "with more of pipeline" in " ".join(confirm(found, more, 0.05).evidence)
+    less = {"pipeline": (knee(100), knee(101)), "sink": (knee(100), knee(180))}
+    assert confirm(found, less, 0.05).confidence == "low"
+    assert confirm(found, {"sink": less["sink"]}, 0.05) == found
+
+
+def test_a_sustained_rate_is_sure_if_a_higher_one_failed() -> None:
+    found = sustainable_rate(knee(100, 105))
+    assert (found.value, found.unit, found.confidence) == (100, "messages/s", "high")
+    assert sustainable_rate(knee(100)).confidence == "medium"
+    none = sustainable_rate(replace(knee(None, 10), reason="1/s is invalid: late"))
+    assert (none.value, none.confidence) == (None, "insufficient data")
+    assert none.evidence == ("1/s is invalid: late", "1/s: not sustained; slow")
+
+
+def request(rows: int, rate: float) -> Level:
+    due = due_times(Constant(rate=rate, seconds=10), "constant", ())
+    return replace(level(due, due + 0.01, 10), rows=rows, concurrency=2)
+
+
+def test_the_best_request_has_the_most_rows_of_those_that_reached_the_objective() -> None:
+    levels = [(request(1, 50), GOOD), (request(50, 20), GOOD), (request(1_000, 5), BAD)]
+    found = best_request(levels)
+    assert (found.value, found.confidence) == ("50 rows, 2 at once", "high")
+    assert found.evidence[1] == "50 rows, 2 at once: 1,000 rows/s, sustained"
+    # At the edge of what was tried, a larger one may be better.
+    assert best_request(levels[:2]).confidence == "medium"
+    assert best_request([(request(1, 50), BAD)]).value is None
+
+
+def test_workers_per_replica_need_both_rates() -> None:
+    assert workers_per_replica(knee(100), 1_000).value == 10
+    assert workers_per_replica(knee(100), None).value is None
+    assert workers_per_replica(knee(None), 1_000).confidence == "insufficient data"
+
+
+@given(st.floats(1, 1e5), st.floats(1, 1e4), st.integers(1, 10))
+def test_the_recommended_workers_sustain_the_rate_with_room(
+    rate: float, sustained: float, count: int
+) -> None:
+    tested = Workers(count=count)
+    workers, cost = recommend(knee(sustained), tested, rate)
+    assert isinstance(workers.value, int)
+    each = sustained / count
+    assert workers.value * each * 0.7 >= rate * (1 - 1e-9)
+    assert (workers.value - 1) * each * 0.7 < rate
+    hourly = Workers(count=workers.value).dollars(STREAMING, 3_600)
+    assert cost.value == pytest.approx(hourly * 730, abs=0.01)
+    assert workers.confidence == cost.confidence
+
+
+def test_without_a_sustained_rate_nothing_is_recommended() -> None:
+    found: tuple[Finding, ...] = recommend(knee(None), Workers(), 100)
+    assert {one.confidence for one in found} == {"insufficient data"}

@@ -1,0 +1,107 @@
+"""A plan is read from TOML, and an error names its line and its reason."""
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import UsageError
+from scale_tests.plan import Bisection, Constant, Plan, WarmUp
+from scale_tests.plan_file import line_of, parse_plan, read_plan
+
+ROOT = Path(__file__).parents[1]
+GOOD = """\
+target = "stream"
+seed = 7
+
+[objective]
+latency_ms = 500
+
+[result]
+source = "topic"
+name = "projects/p/topics/out"
+
+# The first phase.
+[[phases]]
+kind = "warm_up"
+rate = 10
+seconds = 5
+
+[[phases]]
+kind = "bisection"
+lowest = 10
+highest = 1_000
+seconds = 30
+"""
+
+
+def test_a_plan_has_typed_values_and_defaults() -> None:
+    plan = parse_plan(GOOD, "plan.toml")
+    assert plan.phases == (
+        WarmUp(rate=10, seconds=5),
+        Bisection(lowest=10, highest=1000, seconds=30),
+    )
+    assert (plan.seed, plan.arrivals, plan.objective.percentile) == (7, "poisson", 99)
+    assert isinstance(plan.phases[0], WarmUp)
+    assert not isinstance(plan.phases[0], Constant)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "reason"),
+    [
+        ("seed = 7", "seed = ", 2, "not TOML: Invalid value"),
+        ("seed = 7", "seed = 7.5", 2, "seed: expected a whole number, got a number"),
+        ("seed = 7", "seed = -1", 2, "seed: expected a whole number of at least 0, got -1"),
+        ("seed = 7", "sed = 7", 2, "sed is unknown (did you mean 'seed'"),
+        ("latency_ms = 500", "", 4, "objective.latency_ms is missing"),
+        ("latency_ms = 500", "latency_ms = 0", 5, "objective.latency_ms: expected a number above"),
+        ("latency_ms = 500", "latency_ms = inf", 5, "expected a number of at most 3,600,000"),
+        ("latency_ms = 500", "latency_ms = nan", 5, "objective.latency_ms: expected a number"),
+        ('"topic"', '"topc"', 8, "or report, got 'topc' (did you mean 'topic'"),
+        ('"topic"', '"answer"', 8, "target 'stream' needs 'topic' or 'table', got 'answer'"),
+        ('name = "projects/p/topics/out"', "", 7, "result.name is missing: name the topic"),
+        ('"stream"', '"batch"', 8, "target 'batch' needs 'report', got 'topic'"),
+        ('"warm_up"', '"warmup"', 13, "got 'warmup' (did you mean 'warm_up'"),
+        ("rate = 10", 'rate = "10"', 14, "phases[0].rate: expected a number, got text"),
+        ("highest = 1_000", "highest = 5", 17, "phases[1]: expected highest above lowest (10)"),
+        ("seconds = 30", "", 17, "phases[1].seconds is missing"),
+        ("seconds = 30", "seconds = 30\nrows = 5", 22, "phases[1].rows: a message has one row"),
+        ("seconds = 30", "seconds = 30\nspeed = 1", 22, "phases[1].speed is unknown"),
+    ],
+)
+def test_an_error_names_the_line_and_the_reason(old: str, new: str, line: int, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_plan(GOOD.replace(old, new, 1), "plan.toml")
+    message = str(caught.value)
+    assert message.startswith(f"plan.toml, line {line}: ")
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_a_plan_without_phases_or_with_rows_from_nowhere_is_refused() -> None:
+    without = GOOD[: GOOD.index("# The first")]
+    with pytest.raises(UsageError, match="line 1: phases is missing"):
+        parse_plan(without, "plan.toml")
+    with pytest.raises(UsageError, match="line 1: phases: expected at least one"):
+        parse_plan("phases = []\n" + without, "plan.toml")
+    with pytest.raises(UsageError, match=r"line 22: rows\.path is missing: name the Parquet"):
+        parse_plan(GOOD + '[rows]\nsource = "file"\n', "plan.toml")
+
+
+def test_a_value_of_several_lines_has_the_line_on_which_it_starts() -> None:
+    text = 'a = """\nb = 1\n"""\n\nc = [\n  {d = 1},\n  {d = 2},\n]\n'
+    assert line_of(text, ("a",)) == 1
+    assert line_of(text, ("c", 1, "d")) == 5
+    assert line_of(text, ("missing",)) == 1
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        read_plan(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b"\xe9")
+    with pytest.raises(UsageError, match="it is not UTF-8"):
+        read_plan(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "plans").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_plans_of_the_project_are_plans(path: Path) -> None:
+    assert isinstance(read_plan(path), Plan)
