@@ -83,6 +83,11 @@ COMMANDS = {
         ("resources",),
         "resources.__main__:main",
     ),
+    "scale-test": Entry(
+        "measure what a stream sustains",
+        ("scale_tests",),
+        "scale_tests.__main__:main",
+    ),
     "template": Entry(
         "write the specification file of a Flex Template",
         ("pipelines.template_spec",),

@@ -57,8 +57,9 @@ def growth(
     from scipy.stats import t
 
     span = seconds / (SPANS + 1)
-    times = start + span * np.arange(1, SPANS + 2)
-    rates = np.diff(backlog(due, arrived, times)) / span
+    times = np.linspace(start + span, start + seconds, SPANS + 1, dtype=np.float64)
+    counts = backlog(due, arrived, times).astype(np.float64)
+    rates = np.diff(counts) / span
     mean = float(rates.mean())
     margin = float(t.ppf((1 + confidence) / 2, SPANS - 1) * rates.std(ddof=1) / np.sqrt(SPANS))
     return Growth(mean, mean - margin, mean + margin)

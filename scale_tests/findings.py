@@ -16,6 +16,8 @@ Confidence = Literal["high", "medium", "low", "insufficient data"]
 HOURS_PER_MONTH = 730
 # Workers are planned for this share of the rate that they sustain.
 HEADROOM = 0.7
+# A quotient that is a whole number but for its rounding needs no further worker.
+ROUNDING = 1e-9
 # A part whose share of the waiting is smaller than this does not explain it.
 EXPLAINS = 0.5
 # Less waiting than this share of all messages in flight is noise.
@@ -133,7 +135,7 @@ def confirm(found: Finding, moved: Mapping[str, tuple[Knee, Knee]], precision: f
     Args:
         found: What `bottleneck` returned.
         moved: The knees before and after, by the resource that was moved.
-        precision: The precision of the searches. A smaller gain is none.
+        precision: The precision of the searches. A smaller gain does not count.
     """
     gains = {
         resource: after.sustained / before.sustained - 1
@@ -219,7 +221,7 @@ def recommend(knee: Knee, tested: Workers, rate: float) -> tuple[Finding, Findin
     if not knee.sustained:
         missing = "needs a rate that was sustained"
         return _missing(names[0], missing), _missing(names[1], missing)
-    count = math.ceil(rate / (HEADROOM * knee.sustained / tested.count))
+    count = math.ceil(rate * tested.count / (HEADROOM * knee.sustained) - ROUNDING)
     beyond = count / tested.count
     confidence: Confidence = "high" if beyond <= 1 else "medium" if beyond <= 4 else "low"
     evidence = (

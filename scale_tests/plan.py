@@ -71,11 +71,13 @@ class Result(Values, frozen=True, kw_only=True):
     Attributes:
         source: A `topic`, a `table`, the `answer` of an endpoint, or the `report` of a batch.
         name: The topic or table. The others need none.
+        dead_letters: The topic of the dead letters of a stream.
         wait_seconds: How long after it was sent the result of a message may arrive.
     """
 
     source: Literal["topic", "table", "answer", "report"]
     name: str = ""
+    dead_letters: str = ""
     wait_seconds: Seconds = 60.0
 
 
@@ -182,6 +184,7 @@ class Plan(Values, frozen=True, kw_only=True):
 
     Attributes:
         target: What is tested.
+        send_to: The topic, or the URL of the endpoint.
         seed: What random arrivals and rows follow from.
         arrivals: `poisson` for independent senders, `constant` for equal gaps.
         objective: What a level must reach.
@@ -192,6 +195,7 @@ class Plan(Values, frozen=True, kw_only=True):
     """
 
     target: Target
+    send_to: str = ""
     seed: Annotated[int, Meta(ge=0)] = 1
     arrivals: Literal["constant", "poisson"] = "poisson"
     objective: Objective

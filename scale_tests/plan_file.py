@@ -69,6 +69,11 @@ def contradictions(plan: Plan) -> Iterator[tuple[Place, str]]:
         )
     if plan.result.source in ("topic", "table") and not plan.result.name:
         yield ("result",), f"result.name is missing: name the {plan.result.source} of the results"
+    if plan.target != "batch" and not plan.send_to:
+        what = "topic that the stream reads" if plan.target == "stream" else "URL of the endpoint"
+        yield ("target",), f"send_to is missing: name the {what}"
+    if plan.target == "stream" and not plan.result.dead_letters:
+        yield ("result",), "result.dead_letters is missing: name the topic of the dead letters"
     if plan.rows.source != "example" and not plan.rows.path:
         what = "model package" if plan.rows.source == "statistics" else "Parquet or JSON Lines file"
         yield ("rows",), f"rows.path is missing: name the {what}"
@@ -147,7 +152,9 @@ def explain(message: str, values: Mapping[str, Any]) -> tuple[Place, str]:
 
 
 def _in_words(reason: str, place: Place, values: Mapping[str, Any]) -> str:
-    got = reduce(lambda value, key: value[key], place, values)
+    got: Any = values
+    for key in place:
+        got = got[key]
     if reason.startswith("Invalid"):
         choices = _choices(place, values)
         return f"expected {' or '.join(choices)}, got {got!r}{suggest(str(got), choices)}"

@@ -28,6 +28,8 @@ from pipelines.options.flag import build_parser, parse_flags
 from pipelines.replay import command as replay
 from resources import flags as resources
 from resources.config import read_config
+from scale_tests import __main__ as scale_tests
+from scale_tests.plan_file import parse_plan
 from serving import settings
 from serving.deploy import flags as deploy_flags
 
@@ -86,8 +88,9 @@ def every_flag() -> set[str]:
     parsers = [settings.make_parser({}), *(make() for make in SERVING.values())]
     parsers += [build_parser("launch", "", launch.ATTACH.options), package_flags.make_parser()]
     parsers.append(template_spec.make_parser())
-    (subcommands,) = resources.make_parser()._subparsers._group_actions  # type: ignore[union-attr]
-    parsers += subcommands.choices.values()  # type: ignore[union-attr, attr-defined, arg-type]
+    for several in (resources.make_parser(), scale_tests.make_parser()):
+        (subcommands,) = several._subparsers._group_actions  # type: ignore[union-attr]
+        parsers += subcommands.choices.values()  # type: ignore[attr-defined, arg-type, union-attr]
     for parser in parsers:
         flags |= set(parser._option_string_actions)
     return flags
@@ -127,6 +130,9 @@ def test_json_parses(page: str, block: str) -> None:
 @pytest.mark.parametrize(("page", "block"), blocks("toml"))
 def test_toml_files_are_accepted(tmp_path: Path, page: str, block: str) -> None:
     value = tomllib.loads(block)
+    if "phases" in value:
+        assert parse_plan(block, page).phases
+        return
     if "inputs" in value:
         assert parse_spec(value).inputs, page
         return

@@ -29,6 +29,7 @@ LISTED = [
         "deploy status",
         "deploy undeploy",
         "resources",
+        "scale-test",
         "template",
         "explain",
         "demo",

@@ -34,6 +34,7 @@ def test_a_percentile_is_that_of_the_sorted_values(values: list[float], percenti
     found = recorded(np.array(values)).quantile(percentile)
     rank = math.ceil(len(values) * percentile / 100)
     assert found.ms == pytest.approx(sorted(values)[rank - 1] * 1e3, rel=PRECISION, abs=0.001)
+    assert found.ms is not None
     assert found.low_ms is not None
     assert found.high_ms is not None
     assert found.low_ms <= found.ms <= found.high_ms

@@ -12,13 +12,15 @@ ROOT = Path(__file__).parents[1]
 GOOD = """\
 target = "stream"
 seed = 7
+send_to = "in"
 
 [objective]
 latency_ms = 500
 
 [result]
 source = "topic"
-name = "projects/p/topics/out"
+name = "out"
+dead_letters = "dead"
 
 # The first phase.
 [[phases]]
@@ -48,24 +50,26 @@ def test_a_plan_has_typed_values_and_defaults() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "reason"),
     [
+        ('send_to = "in"', "", 1, "send_to is missing: name the topic"),
+        ('dead_letters = "dead"', "", 8, "result.dead_letters is missing"),
         ("seed = 7", "seed = ", 2, "not TOML: Invalid value"),
         ("seed = 7", "seed = 7.5", 2, "seed: expected a whole number, got a number"),
         ("seed = 7", "seed = -1", 2, "seed: expected a whole number of at least 0, got -1"),
         ("seed = 7", "sed = 7", 2, "sed is unknown (did you mean 'seed'"),
-        ("latency_ms = 500", "", 4, "objective.latency_ms is missing"),
-        ("latency_ms = 500", "latency_ms = 0", 5, "objective.latency_ms: expected a number above"),
-        ("latency_ms = 500", "latency_ms = inf", 5, "expected a number of at most 3,600,000"),
-        ("latency_ms = 500", "latency_ms = nan", 5, "objective.latency_ms: expected a number"),
-        ('"topic"', '"topc"', 8, "or report, got 'topc' (did you mean 'topic'"),
-        ('"topic"', '"answer"', 8, "target 'stream' needs 'topic' or 'table', got 'answer'"),
-        ('name = "projects/p/topics/out"', "", 7, "result.name is missing: name the topic"),
-        ('"stream"', '"batch"', 8, "target 'batch' needs 'report', got 'topic'"),
-        ('"warm_up"', '"warmup"', 13, "got 'warmup' (did you mean 'warm_up'"),
-        ("rate = 10", 'rate = "10"', 14, "phases[0].rate: expected a number, got text"),
-        ("highest = 1_000", "highest = 5", 17, "phases[1]: expected highest above lowest (10)"),
-        ("seconds = 30", "", 17, "phases[1].seconds is missing"),
-        ("seconds = 30", "seconds = 30\nrows = 5", 22, "phases[1].rows: a message has one row"),
-        ("seconds = 30", "seconds = 30\nspeed = 1", 22, "phases[1].speed is unknown"),
+        ("latency_ms = 500", "", 5, "objective.latency_ms is missing"),
+        ("latency_ms = 500", "latency_ms = 0", 6, "objective.latency_ms: expected a number above"),
+        ("latency_ms = 500", "latency_ms = inf", 6, "expected a number of at most 3,600,000"),
+        ("latency_ms = 500", "latency_ms = nan", 6, "objective.latency_ms: expected a number"),
+        ('"topic"', '"topc"', 9, "or report, got 'topc' (did you mean 'topic'"),
+        ('"topic"', '"answer"', 9, "target 'stream' needs 'topic' or 'table', got 'answer'"),
+        ('name = "out"', "", 8, "result.name is missing: name the topic"),
+        ('"stream"', '"batch"', 9, "target 'batch' needs 'report', got 'topic'"),
+        ('"warm_up"', '"warmup"', 15, "got 'warmup' (did you mean 'warm_up'"),
+        ("rate = 10", 'rate = "10"', 16, "phases[0].rate: expected a number, got text"),
+        ("highest = 1_000", "highest = 5", 19, "phases[1]: expected highest above lowest (10)"),
+        ("seconds = 30", "", 19, "phases[1].seconds is missing"),
+        ("seconds = 30", "seconds = 30\nrows = 5", 24, "phases[1].rows: a message has one row"),
+        ("seconds = 30", "seconds = 30\nspeed = 1", 24, "phases[1].speed is unknown"),
     ],
 )
 def test_an_error_names_the_line_and_the_reason(old: str, new: str, line: int, reason: str) -> None:
@@ -83,7 +87,7 @@ def test_a_plan_without_phases_or_with_rows_from_nowhere_is_refused() -> None:
         parse_plan(without, "plan.toml")
     with pytest.raises(UsageError, match="line 1: phases: expected at least one"):
         parse_plan("phases = []\n" + without, "plan.toml")
-    with pytest.raises(UsageError, match=r"line 22: rows\.path is missing: name the Parquet"):
+    with pytest.raises(UsageError, match=r"line 24: rows\.path is missing: name the Parquet"):
         parse_plan(GOOD + '[rows]\nsource = "file"\n', "plan.toml")
 
 

@@ -1,0 +1,93 @@
+"""The command `python -m scale_tests stream --plan plan.toml`.
+
+Exit codes: 0 every level was sustained or only measured the limit, 1 failure, 2 an error in the
+command line or in the plan, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from common.addresses import guard_output
+from common.command_line import CommandParser
+from common.errors import MillraceError, UsageError, one_line
+from common.terminal import print_error
+from scale_tests.plan import Plan
+from scale_tests.plan_file import read_plan
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command line and return the exit code."""
+    try:
+        args = make_parser().parse_args(argv)
+        guard_output()
+        return _stream(args)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except MillraceError as error:
+        print_error(error)
+        return 2 if isinstance(error, UsageError) else 1
+    except Exception as error:
+        print_error(MillraceError(f"unexpected {type(error).__name__}: {one_line(error)}"))
+        return 1
+
+
+def make_parser() -> CommandParser:
+    """Return the parser of the command line."""
+    parser = CommandParser("scale_tests", "Measure what a stream sustains.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    stream = commands.add_parser("stream", help="publish messages to a running stream")
+    stream.add_argument("--plan", type=Path, required=True, help="the plan, a TOML file")
+    stream.add_argument("--project", required=True, help="the project of the topics")
+    stream.add_argument(
+        "--output", type=Path, help="the folder of the result (default: scale-test-TIME)"
+    )
+    return parser
+
+
+def show(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def full_names(plan: Plan, project: str) -> Plan:
+    """Return a plan in which topics without a project belong to this one."""
+
+    def full(topic: str) -> str:
+        return topic if "/" in topic else f"projects/{project}/topics/{topic}"
+
+    names = {"name": full(plan.result.name), "dead_letters": full(plan.result.dead_letters)}
+    return replace(plan, send_to=full(plan.send_to), result=replace(plan.result, **names))
+
+
+def _stream(args: argparse.Namespace) -> int:
+    from cloud.clients import Cloud
+    from scale_tests.record import prepare, write
+    from scale_tests.stream import run_stream
+
+    plan = read_plan(args.plan)
+    if plan.target != "stream" or plan.result.source != "topic":
+        raise UsageError(f"{args.plan}: expected target 'stream' and result.source 'topic'")
+    for library in ("hdrh", "scipy"):
+        if importlib.util.find_spec(library) is None:
+            raise UsageError("scale tests need more packages: run pip install 'millrace[scale]'")
+    now = datetime.datetime.now()
+    folder = args.output or Path(f"scale-test-{now:%Y%m%d-%H%M%S}")
+    prepare(folder)
+    outcome = run_stream(full_names(plan, args.project), Cloud(args.project), show)
+    write(outcome, plan, folder)
+    ended = "interrupted: the result is partial" if outcome.interrupted else "done"
+    print(f"{ended}; see {folder}/result.json")
+    return 130 if outcome.interrupted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

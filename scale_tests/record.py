@@ -1,0 +1,141 @@
+"""Writes what a test showed: result.json, samples.parquet, and an .hlog for each level."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import OutputError, one_line
+from scale_tests.findings import Finding, bottleneck, sustainable_rate
+from scale_tests.level import Judgement, Level, Verdict
+from scale_tests.plan import Plan
+from scale_tests.stream import Outcome
+
+
+def write(outcome: Outcome, plan: Plan, folder: Path) -> None:
+    """Write the result of a test into a folder that exists.
+
+    Raises:
+        OutputError: The folder cannot be written, for example because the disk is full.
+    """
+    with _writing(folder):
+        pq.write_table(samples(outcome), folder / "samples.parquet")
+        for number, (level, _) in enumerate(outcome.levels):
+            _write_hlog(level, folder / f"level-{number:02d}.hlog")
+        text = json.dumps(result(outcome, plan), indent=1, allow_nan=False)
+        (folder / "result.json").write_text(text + "\n")
+
+
+def prepare(folder: Path) -> None:
+    """Create the folder for the result of a test.
+
+    Raises:
+        OutputError: The folder cannot be created, or has files.
+    """
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise OutputError(f"{folder} has files: name a new folder with --output")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {one_line(error)}") from error
+
+
+def result(outcome: Outcome, plan: Plan) -> dict[str, Any]:
+    """Return the content of result.json."""
+    return {
+        "test_id": outcome.test_id,
+        "interrupted": outcome.interrupted,
+        "plan": msgspec.to_builtins(plan),
+        "strays": outcome.strays,
+        "levels": [describe(level, judgement) for level, judgement in outcome.levels],
+        "findings": [dataclasses.asdict(finding) for finding in conclude(outcome)],
+    }
+
+
+def describe(level: Level, judgement: Judgement) -> dict[str, Any]:
+    """Return the figures of a level. Its latencies are absent if its accounts are incomplete."""
+    latencies, grown = level.latencies(), level.growth
+    return {
+        "name": level.name,
+        "verdict": judgement.verdict,
+        "reasons": judgement.reasons,
+        "rate": _known(level.rate),
+        "throughput": _known(level.throughput),
+        "seconds": level.seconds,
+        "accounts": level.ledger.totals(),
+        "wrong_results": level.ledger.wrong,
+        "sent_late_ms": level.sent_late_ms(),
+        "sender_cpu": level.cpu,
+        "backlog_growth": dataclasses.asdict(grown) if grown else None,
+        "latencies": [dataclasses.asdict(one) for one in latencies.quantiles()]
+        if latencies
+        else [],
+        "max_ms": latencies.max_ms() if latencies else None,
+        "parts": [dataclasses.asdict(part) for part in level.parts],
+    }
+
+
+def conclude(outcome: Outcome) -> list[Finding]:
+    """Return the findings of a test."""
+    found = [sustainable_rate(knee) for knee in outcome.knees]
+    judged = (Verdict.SUSTAINED, Verdict.FAILED)
+    levels = [level for level, one in outcome.levels if level.seconds and one.verdict in judged]
+    if len(levels) > 1:
+        levels.sort(key=lambda level: level.rate)
+        found.append(bottleneck(levels[0], levels[-1]))
+    return found
+
+
+def samples(outcome: Outcome) -> pa.Table:
+    """Return a row for each message, with its times in seconds since 1970 and its fate."""
+    tables = [
+        pa.table(
+            {
+                "level": pa.repeat(level.name, level.ledger.planned),
+                "sequence": np.arange(level.ledger.planned) + level.ledger.sent.first,
+                "due": level.ledger.sent.due,
+                "sent": pa.array(level.ledger.sent.at, from_pandas=True),
+                "arrived": pa.array(level.ledger.arrived, from_pandas=True),
+                "fate": level.ledger.fate,
+                "faulty": level.ledger.sent.faulty,
+            }
+        )
+        for level, _ in outcome.levels
+    ]
+    return pa.concat_tables(tables) if tables else pa.table({})
+
+
+def _write_hlog(level: Level, path: Path) -> None:
+    from hdrh.log import HistogramLogWriter
+
+    latencies = level.latencies()
+    if latencies is None:
+        return
+    latencies.histogram.set_start_time_stamp(level.start * 1e3)
+    latencies.histogram.set_end_time_stamp((level.start + level.seconds) * 1e3)
+    with path.open("w") as file:
+        log = HistogramLogWriter(file)
+        log.output_log_format_version()
+        log.output_legend()
+        # The unit of the histogram is a microsecond.
+        log.output_interval_histogram(latencies.histogram, max_value_unit_ratio=1_000.0)
+
+
+def _known(number: float) -> float | None:
+    return None if math.isnan(number) else number

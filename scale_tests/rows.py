@@ -1,0 +1,117 @@
+"""The rows that a scale test sends, as JSON objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from common.errors import InputError, one_line
+from scale_tests.plan import Rows
+
+# This many different rows are made. Longer tests send them in turn.
+DIFFERENT = 2_000
+
+
+@dataclass(frozen=True)
+class Bodies:
+    """Rows for any number of messages.
+
+    Attributes:
+        good: Rows as JSON objects without their closing brace.
+        bad: The same rows with a fault in every field.
+        faulty: The share of the messages that have a fault.
+        seed: Determines which messages these are.
+    """
+
+    good: tuple[bytes, ...]
+    bad: tuple[bytes, ...]
+    faulty: float
+    seed: int
+
+    def faults(self, count: int) -> NDArray[np.bool_]:
+        """Return which of the first `count` messages have a fault."""
+        return np.random.default_rng([self.seed, 1]).random(count) < self.faulty
+
+    def message(self, test_id: str, sequence: int, faulty: bool) -> bytes:
+        """Return the body of a message, with the fields by which its result is recognized."""
+        rows = self.bad if faulty else self.good
+        name = orjson.dumps(test_id)
+        row = rows[sequence % len(rows)]
+        return b'%b,"test_id":%b,"sequence":%d}' % (row, name, sequence)
+
+
+def make_bodies(rows: Rows, seed: int) -> Bodies:
+    """Return the rows that a plan names.
+
+    Raises:
+        InputError: The package or the file cannot be read, or has no rows.
+        ManifestError: The package is invalid.
+    """
+    if rows.source == "example":
+        from examples.transactions.data import FEATURES, generate
+
+        (batch, *_) = generate(DIFFERENT, seed=seed)
+        found = batch.select(FEATURES).to_pylist()
+    elif rows.source == "file":
+        found = _read(Path(rows.path))
+    else:
+        found = _drawn(rows.path, seed)
+    if not found:
+        raise InputError(f"rows.path {rows.path}: expected at least one row")
+    return Bodies(
+        good=tuple(orjson.dumps(_finite(row))[:-1] for row in found),
+        # No feature of any type accepts an object with this key.
+        bad=tuple(orjson.dumps({name: {"fault": True} for name in row})[:-1] for row in found),
+        faulty=rows.faulty,
+        seed=seed,
+    )
+
+
+def _finite(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row without NaN and infinities, which JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+
+
+def _read(path: Path) -> Sequence[Mapping[str, Any]]:
+    from pyarrow import json, parquet
+
+    try:
+        if path.suffix == ".parquet":
+            table = next(parquet.ParquetFile(path).iter_batches(DIFFERENT), pa.record_batch({}))
+        else:
+            table = json.read_json(path).slice(0, DIFFERENT)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"rows.path {path}: expected a Parquet or JSON Lines file: {one_line(error)}"
+        ) from error
+    found: Sequence[Mapping[str, Any]] = table.to_pylist()
+    return found
+
+
+def _drawn(package: str, seed: int) -> Sequence[Mapping[str, Any]]:
+    """Draw rows from the statistics of the training rows, each feature for itself."""
+    from model_handlers.package import read_manifest
+
+    manifest = read_manifest(package)
+    if not manifest.statistics:
+        raise InputError(f"rows.path {package}: the package has no statistics; name a file of rows")
+    random = np.random.default_rng([seed, 2])
+    columns = {
+        name: np.clip(random.normal(of.mean, of.std, DIFFERENT), of.min, of.max)
+        for name, of in manifest.statistics.items()
+    }
+    return [
+        dict(zip(columns, values, strict=True))
+        for values in np.stack([*columns.values()], 1).tolist()
+    ]

@@ -1,0 +1,170 @@
+"""Publishes messages when they are due, from several processes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
+from threading import BoundedSemaphore
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.clients import Cloud
+from cloud.errors import explain
+from common.errors import JobError
+from scale_tests.rows import Bodies
+
+Floats = NDArray[np.float64]
+# Requests of a process that run at the same time. Messages that become due while all of them run
+# are published together.
+IN_FLIGHT = 4
+# Pub/Sub's limit for the messages of a request.
+PER_REQUEST = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Messages to publish.
+
+    Attributes:
+        cloud: The project and the addresses.
+        topic: The full name of the topic.
+        test_id: The id of the test, in each message.
+        bodies: The rows.
+        sequence: [n] The sequence numbers.
+        due: [n] When each message is due, in seconds since 1970, ascending.
+        faulty: [n] Which messages have a fault.
+    """
+
+    cloud: Cloud
+    topic: str
+    test_id: str
+    bodies: Bodies
+    sequence: NDArray[np.int64]
+    due: Floats
+    faulty: NDArray[np.bool_]
+
+    def part(self, number: int, of: int) -> Load:
+        """Return the messages that one of several processes publishes."""
+        return Load(
+            cloud=self.cloud,
+            topic=self.topic,
+            test_id=self.test_id,
+            bodies=self.bodies,
+            sequence=self.sequence[number::of],
+            due=self.due[number::of],
+            faulty=self.faulty[number::of],
+        )
+
+    def messages(self, start: int, stop: int) -> list[dict[str, bytes]]:
+        """Return some of the messages as Pub/Sub takes them."""
+        return [
+            {"data": self.bodies.message(self.test_id, int(number), bool(bad))}
+            for number, bad in zip(self.sequence[start:stop], self.faulty[start:stop], strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of a load.
+
+    Attributes:
+        at: [n] When each message was published, in seconds since 1970; NaN if that failed.
+        cpu: The share of a core that the process used.
+        error: The first error, in one line; empty without one.
+    """
+
+    at: Floats
+    cpu: float
+    error: str = ""
+
+
+def publish(load: Load) -> Published:
+    """Publish each message when it is due. An error costs the messages of its request."""
+    at = np.full(len(load.due), np.nan)
+    errors: list[str] = []
+    free = BoundedSemaphore(IN_FLIGHT)
+    client: Any = load.cloud.publisher()
+
+    def send(start: int, stop: int) -> None:
+        try:
+            messages = load.messages(start, stop)
+            now = time.time()
+            client.publish(topic=load.topic, messages=messages)
+            at[start:stop] = now
+        except Exception as error:  # the account shows which messages were not sent
+            errors.append(explain(error))
+        finally:
+            free.release()
+
+    began, used = time.monotonic(), time.process_time()
+    start = 0
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
+        while start < len(load.due):
+            time.sleep(max(0.0, load.due[start] - time.time()))
+            free.acquire()
+            stop = int(np.searchsorted(load.due, time.time(), "right"))
+            stop = min(max(stop, start + 1), start + PER_REQUEST)
+            threads.submit(send, start, stop)
+            start = stop
+    wall = max(time.monotonic() - began, 1e-9)
+    return Published(at, (time.process_time() - used) / wall, *errors[:1])
+
+
+class Senders:
+    """Processes that publish parts of a load at the same time."""
+
+    def __init__(self, pool: ProcessPoolExecutor, processes: Sequence[BaseProcess]) -> None:
+        self._pool, self._processes = pool, processes
+        self._count = len(processes)
+
+    def publish(self, load: Load) -> Published:
+        """Publish a load from all processes. The share of a core is that of the busiest one.
+
+        Raises:
+            JobError: A process was killed.
+        """
+        parts = [
+            self._pool.submit(publish, load.part(number, self._count))
+            for number in range(self._count)
+        ]
+        try:
+            done = [part.result() for part in parts]
+        except BrokenExecutor as error:
+            raise JobError("a sender process was killed: run the test again") from error
+        at = np.empty(len(load.due))
+        for number, one in enumerate(done):
+            at[number :: self._count] = one.at
+        failed = [one.error for one in done if one.error]
+        return Published(at, max(one.cpu for one in done), *failed[:1])
+
+    def stop(self) -> None:
+        """End the processes at once."""
+        for process in self._processes:
+            process.terminate()
+
+
+@contextmanager
+def senders(count: int) -> Iterator[Senders]:
+    """Start processes that publish. They end with the block, at once if it is interrupted."""
+    before = set(active_children())
+    # Ctrl-C is for the process that waits for these.
+    with ProcessPoolExecutor(
+        count, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
+        # Processes start with the first calls; that takes a second, in which nothing is due.
+        for ready in [pool.submit(time.sleep, 0.1) for _ in range(count)]:
+            ready.result()
+        started = Senders(pool, [*set(active_children()) - before])
+        try:
+            yield started
+        except BaseException:
+            started.stop()
+            raise

@@ -1,0 +1,230 @@
+"""Runs the plan of a stream: publishes messages, collects the results, and judges each level."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from cloud.clients import Cloud
+from cloud.errors import retry, translate_errors
+from common.errors import InputError, JobError
+from scale_tests.accounts import Ledger, Sent, settle, strays
+from scale_tests.collector import Collectors, collecting
+from scale_tests.knee import Knee, find_knee
+from scale_tests.level import Judgement, Level, judge
+from scale_tests.plan import Bisection, Burst, PhaseKind, Plan, WarmUp
+from scale_tests.rows import Bodies, make_bodies
+from scale_tests.schedule import due_times, probe, stretches
+from scale_tests.sender import Load, Senders, senders
+from scale_tests.stamps import breakdown
+
+# Between the moment a level is planned and its first message.
+LEAD_SECONDS = 0.5
+# A pipeline that runs answers a message within this time.
+ANSWER_SECONDS = 30.0
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test showed.
+
+    Attributes:
+        test_id: The id that its messages carry.
+        levels: The levels in their order, each with its judgement.
+        knees: The results of the searches.
+        strays: How many results carry the id of the test, but no sequence number of a level.
+        interrupted: Whether the test ended before its plan.
+    """
+
+    test_id: str
+    levels: tuple[tuple[Level, Judgement], ...]
+    knees: tuple[Knee, ...]
+    strays: int
+    interrupted: bool
+
+
+@dataclass
+class StreamTest:
+    """A running test of a stream.
+
+    Attributes:
+        plan: What is sent.
+        cloud: The project and the addresses.
+        collected: The results so far.
+        sending: The sender processes.
+        bodies: The rows.
+        test_id: The id of the test.
+        report: Gets a line about each level.
+    """
+
+    plan: Plan
+    cloud: Cloud
+    collected: Collectors
+    sending: Senders
+    bodies: Bodies
+    test_id: str
+    report: Callable[[str], None]
+    levels: list[tuple[Level, Judgement]] = field(default_factory=list)
+    knees: list[Knee] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Run the phases of the plan.
+
+        Raises:
+            JobError: The pipeline answers no message.
+        """
+        self._find_the_pipeline()
+        for number, phase in enumerate(self.plan.phases):
+            if isinstance(phase, Bisection):
+                self.knees.append(self._search(phase, number))
+            else:
+                self._measure(phase, f"{number + 1} {phase.__struct_config__.tag}", (number,))
+
+    def _find_the_pipeline(self) -> None:
+        """Send one message and wait for its result."""
+        ledger, _, error = self._send(np.zeros(1), wait=ANSWER_SECONDS)
+        if error:
+            raise JobError(f"{self.plan.send_to}: no message can be published: {error}")
+        if np.isnan(ledger.arrived).any():
+            raise JobError(
+                f"no result of a message to {self.plan.send_to} arrived within "
+                f"{ANSWER_SECONDS:g} s: check that the pipeline runs and writes to "
+                f"{self.plan.result.name}"
+            )
+
+    def _search(self, phase: Bisection, number: int) -> Knee:
+        count = 0
+
+        def measure(rate: float) -> Judgement:
+            nonlocal count
+            count += 1
+            return self._measure(
+                probe(phase, rate), f"{number + 1} bisection {rate:,.4g}/s", (number, count)
+            )
+
+        return find_knee(measure, phase)
+
+    def _measure(self, phase: PhaseKind, name: str, number: tuple[int, ...]) -> Judgement:
+        time.sleep(phase.idle_seconds)
+        due = due_times(phase, self.plan.arrivals, (self.plan.seed, *number))
+        seconds = 0.0 if isinstance(phase, Burst) else sum(s.seconds for s in stretches(phase))
+        ledger, cpu, _ = self._send(due, wait=self.plan.result.wait_seconds)
+        sent = ledger.sent
+        start = float(sent.due[0] - due[0]) if len(due) else 0.0
+        stamps = self.collected.stamps(sent.first, len(due))
+        moments = {"due": sent.due, "sent": sent.at, **stamps, "arrived": ledger.arrived}
+        level = Level(
+            name=name,
+            start=start,
+            seconds=seconds,
+            ledger=ledger,
+            cpu=cpu,
+            parts=breakdown(moments),
+        )
+        judgement = judge(level, self.plan.objective, self.plan.sender)
+        if not isinstance(phase, WarmUp):
+            self.levels.append((level, judgement))
+        self.report(line(level, judgement))
+        return judgement
+
+    def _send(self, offsets: np.ndarray, wait: float) -> tuple[Ledger, float, str]:
+        """Publish messages, wait for their results, and return their accounts."""
+        first = sum(len(sent.due) for sent in self.sent)
+        due = time.time() + LEAD_SECONDS + offsets
+        faulty = self.bodies.faults(first + len(due))[first:]
+        planned = Sent(first=first, due=due, at=np.full(len(due), np.nan), faulty=faulty)
+        self.sent.append(planned)
+        load = Load(
+            cloud=self.cloud,
+            topic=self.plan.send_to,
+            test_id=self.test_id,
+            bodies=self.bodies,
+            sequence=np.arange(first, first + len(due)),
+            due=due,
+            faulty=faulty,
+        )
+        done = self.sending.publish(load)
+        planned.at[:] = done.at
+        ended = float(np.nanmax(done.at, initial=time.time()))
+        wanted = int((~np.isnan(done.at)).sum())
+        while True:
+            closed = time.time()
+            ledger = settle(planned, self.collected.results(), closed, wait)
+            answered = int((~np.isnan(ledger.arrived)).sum())
+            if answered >= wanted or closed > ended + wait:
+                return ledger, done.cpu, done.error
+            time.sleep(POLL_SECONDS)
+
+    def outcome(self, interrupted: bool) -> Outcome:
+        """Return what the test showed so far, with the results that came after their levels."""
+        results, now = self.collected.results(), time.time()
+        levels = []
+        for level, _ in self.levels:
+            ledger = settle(level.ledger.sent, results, now, self.plan.result.wait_seconds)
+            final = replace(level, ledger=ledger)
+            levels.append((final, judge(final, self.plan.objective, self.plan.sender)))
+        return Outcome(
+            test_id=self.test_id,
+            levels=tuple(levels),
+            knees=tuple(self.knees),
+            strays=strays(results, self.sent),
+            interrupted=interrupted,
+        )
+
+
+def run_stream(plan: Plan, cloud: Cloud, report: Callable[[str], None]) -> Outcome:
+    """Run the plan of a stream and return what it showed, also after Ctrl-C.
+
+    Args:
+        plan: The plan, with full names of topics.
+        cloud: The project and the addresses.
+        report: Gets a line about each level.
+
+    Raises:
+        InputError: A topic is missing, or the account may not use it.
+        JobError: The pipeline answers no message.
+    """
+    for topic in (plan.send_to, plan.result.name, plan.result.dead_letters):
+        _check_topic(cloud, topic)
+    bodies = make_bodies(plan.rows, plan.seed)
+    test_id = uuid.uuid4().hex[:12]
+    with (
+        collecting(cloud, test_id, plan.result.name, plan.result.dead_letters) as collected,
+        senders(plan.sender.processes) as sending,
+    ):
+        test = StreamTest(plan, cloud, collected, sending, bodies, test_id, report)
+        try:
+            test.run()
+        except KeyboardInterrupt:
+            sending.stop()
+            return test.outcome(interrupted=True)
+        return test.outcome(interrupted=False)
+
+
+def _check_topic(cloud: Cloud, topic: str) -> None:
+    with translate_errors(InputError, f"{topic} cannot be used", "roles/pubsub.editor"):
+        cloud.publisher().get_topic(topic=topic, retry=retry(cloud.retry_seconds))
+
+
+def line(level: Level, judgement: Judgement) -> str:
+    """Return a line about a level: its accounts first, then its latencies."""
+    totals = level.ledger.totals()
+    accounts = ", ".join(
+        f"{count:,} {name.replace('_', ' ')}"
+        for name, count in totals.items()
+        if count or name in ("scored", "lost")
+    )
+    latencies = level.latencies()
+    shown = [] if latencies is None else latencies.quantiles()
+    figures = ", ".join(f"p{one.percentile:g} {one.ms:,.0f} ms" for one in shown if one.ms)
+    reasons = f": {'; '.join(judgement.reasons)}" if judgement.reasons else ""
+    rate = f"{level.rate:,.4g}/s" if level.seconds else "at once"
+    return f"{level.name}, {rate}: {accounts}; {figures or 'no percentiles'}; " + (
+        f"{judgement.verdict}{reasons}"
+    )

@@ -1,0 +1,224 @@
+"""A scale test of a running stream on the Pub/Sub emulator, from the plan to the result."""
+
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from command_line import assert_one_line_error, words
+from libraries import need_library
+from pubsub_mailbox import Mailbox
+
+from common.errors import InputError
+from examples.local_cloud import LocalCloud
+from scale_tests import __main__ as scale_command
+from scale_tests import stream
+from scale_tests.accounts import Fate
+from scale_tests.latency import Latencies
+from scale_tests.plan import Rows
+from scale_tests.rows import make_bodies
+
+PLAN = """\
+target = "stream"
+send_to = "in-{id}"
+seed = 3
+
+[objective]
+latency_ms = 60_000
+
+[sender]
+processes = 2
+late_ms = 60_000
+cpu = 1
+
+[rows]
+faulty = 0.05
+
+[result]
+source = "topic"
+name = "out-{id}"
+dead_letters = "dead-{id}"
+
+[[phases]]
+kind = "warm_up"
+rate = 20
+seconds = 1
+
+[[phases]]
+kind = "constant"
+rate = 200
+seconds = 3
+
+[[phases]]
+kind = "burst"
+messages = 400
+"""
+
+
+class Stand:
+    """Topics on the emulator, and the plan of a test of them."""
+
+    def __init__(self, on: LocalCloud, folder: Path) -> None:
+        self.on, self.folder, self.id = on, folder, uuid.uuid4().hex[:12]
+        self.input, self.output, self.dead = (
+            Mailbox(on.cloud, f"{kind}-{self.id}").create() for kind in ("in", "out", "dead")
+        )
+        self.plan = folder / "plan.toml"
+        self.plan.write_text(PLAN.format(id=self.id))
+
+    def run(self) -> int:
+        flags = {"plan": self.plan, "project": self.on.cloud.project, "output": self.folder / "out"}
+        return scale_command.main(["stream", *words(flags)])
+
+    @contextmanager
+    def scoring(self, model: Path) -> Iterator[None]:
+        """Run the pipeline in a process of its own."""
+        flags = {
+            "input_subscription": self.input.subscription,
+            "model": model,
+            "score_output": "normalized_MAE",
+            "output_topic": self.output.topic,
+            "dead_letter_topic": self.dead.topic,
+        }
+        command = [sys.executable, "-m", "pipelines.stream_local", *words(flags)]
+        with subprocess.Popen(command, env=self.on.environ(), stderr=subprocess.DEVNULL) as process:
+            try:
+                yield
+            finally:
+                process.terminate()
+
+    def subscriptions(self) -> list[str]:
+        found = self.on.cloud.subscriber().list_subscriptions(
+            project=f"projects/{self.on.cloud.project}"
+        )
+        return [one.name for one in found if "millrace-scale" in one.name]
+
+
+@pytest.fixture
+def stand(stream_emulators: LocalCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stand:
+    need_library("hdrh")
+    need_library("scipy")
+    for name, value in stream_emulators.environment.items():
+        monkeypatch.setenv(name, value)
+    return Stand(stream_emulators, tmp_path)
+
+
+def test_every_message_of_a_stream_is_accounted_for(
+    stand: Stand, example: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Results of another test are ignored, and stay where they are.
+    stand.output.publish([b'{"test_id": "other", "sequence": 0}', b"not JSON"])
+    from hdrh.log import HistogramLogReader
+
+    with stand.scoring(example / "model"):
+        assert stand.run() == 0
+    result = json.loads((stand.folder / "out" / "result.json").read_text())
+    constant, burst = result["levels"]
+    assert burst["accounts"]["planned"] == 400
+    for level in (constant, burst):
+        accounts = level["accounts"]
+        assert accounts["planned"] == accounts["scored"] + accounts["dead_lettered"] > 0
+        assert accounts["duplicates"] == accounts["lost"] == level["wrong_results"] == 0
+        assert level["verdict"] == "sustained"
+        assert sum(part["mean_ms"] for part in level["parts"]) > 0
+    assert burst["accounts"]["dead_lettered"] > 0
+    assert (result["strays"], result["interrupted"]) == (0, False)
+    rows = pq.read_table(stand.folder / "out" / "samples.parquet")
+    assert set(rows["fate"].to_pylist()) == {Fate.SCORED, Fate.DEAD_LETTERED}
+    own = rows.filter(np.array(rows["level"]) == "3 burst")
+    latencies = np.sort(own["arrived"].to_numpy() - own["due"].to_numpy()) * 1e3
+    assert burst["latencies"][0]["ms"] == pytest.approx(latencies[199], rel=1e-3)
+    assert "p50" in capsys.readouterr().out
+    log = HistogramLogReader(str(stand.folder / "out" / "level-01.hlog"), Latencies().histogram)
+    assert log.get_next_interval_histogram().get_total_count() == 400
+    # The subscriptions of the test are gone, and that of the user has all results.
+    assert not stand.subscriptions()
+    assert len(stand.output.take(2_000)) > 2
+
+
+def test_a_stream_that_does_not_run_is_noticed(
+    stand: Stand,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(stream, "ANSWER_SECONDS", 1.0)
+    code = stand.run()
+    assert_one_line_error(
+        (code, *capsys.readouterr()), 1, "arrived within 1 s: check that the pipeline runs"
+    )
+    assert not stand.subscriptions()
+
+
+@pytest.mark.parametrize("topic", ["in", "out", "dead"])
+def test_a_topic_that_does_not_exist_is_named(
+    stand: Stand, topic: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand.plan.write_text(PLAN.format(id=stand.id).replace(f'"{topic}-', f'"no-{topic}-'))
+    code = stand.run()
+    assert_one_line_error(
+        (code, *capsys.readouterr()), 1, f"no-{topic}-{stand.id}", "cannot be used"
+    )
+    assert not stand.subscriptions()
+
+
+def test_an_interrupted_test_keeps_the_levels_that_it_measured(
+    stand: Stand,
+    example: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(text: str) -> None:
+        print(text)
+        if "2 constant" in text:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scale_command, "show", interrupt)
+    with stand.scoring(example / "model"):
+        assert stand.run() == 130
+    result = json.loads((stand.folder / "out" / "result.json").read_text())
+    assert [level["name"] for level in result["levels"]] == ["2 constant"]
+    assert result["interrupted"]
+    assert "interrupted: the result is partial" in capsys.readouterr().out
+    assert not stand.subscriptions()
+
+
+def test_a_folder_with_files_is_refused_before_anything_is_sent(
+    stand: Stand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stand.folder / "out").mkdir()
+    (stand.folder / "out" / "result.json").touch()
+    code = stand.run()
+    assert_one_line_error((code, *capsys.readouterr()), 1, "out has files: name a new folder")
+
+
+@pytest.mark.parametrize("source", ["example", "statistics", "file"])
+def test_rows_come_from_where_the_plan_says(example: Path, source: str) -> None:
+    path = {"statistics": "model", "file": "transactions.parquet"}.get(source, "")
+    rows = Rows(source=source, path=str(example / path), faulty=0.25)  # type: ignore[arg-type]
+    bodies = make_bodies(rows, seed=1)
+    assert 0.2 < bodies.faults(2_000).mean() < 0.3
+    good, bad = (json.loads(bodies.message("t", 7, faulty)) for faulty in (False, True))
+    assert (good["test_id"], good["sequence"]) == ("t", 7)
+    assert isinstance(good["V3"], float)
+    assert bad["V3"] == {"fault": True}
+    assert make_bodies(rows, seed=1) == bodies
+
+
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.parquet", tmp_path / "none.jsonl"):
+        with pytest.raises(InputError, match="expected a Parquet or JSON Lines file"):
+            make_bodies(Rows(source="file", path=str(path)), seed=1)
+
+
+def test_a_plan_with_an_error_is_refused_before_anything_is_sent(
+    stand: Stand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand.plan.write_text(PLAN.format(id=stand.id).replace("seed = 3", "seed = 0.5"))
+    code = stand.run()
+    assert_one_line_error((code, *capsys.readouterr()), 2, "plan.toml, line 3: seed: expected")
