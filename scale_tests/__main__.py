@@ -1,4 +1,4 @@
-"""The command `python -m scale_tests stream --plan plan.toml`.
+"""The commands `python -m scale_tests stream --plan plan.toml` and `report FOLDER`.
 
 Exit codes: 0 every level was sustained or only measured the limit, 1 failure, 2 an error in the
 command line or in the plan, 130 interrupted.
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         args = make_parser().parse_args(argv)
         guard_output()
-        return _stream(args)
+        return _stream(args) if args.command == "stream" else _report(args)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -50,6 +50,8 @@ def make_parser() -> CommandParser:
     stream.add_argument(
         "--output", type=Path, help="the folder of the result (default: scale-test-TIME)"
     )
+    report = commands.add_parser("report", help="write the page of a result again")
+    report.add_argument("folder", type=Path, help="the folder that a test wrote")
     return parser
 
 
@@ -70,13 +72,14 @@ def full_names(plan: Plan, project: str) -> Plan:
 
 def _stream(args: argparse.Namespace) -> int:
     from cloud.clients import Cloud
+    from scale_tests.page import write_report
     from scale_tests.record import prepare, write
     from scale_tests.stream import run_stream
 
     plan = read_plan(args.plan)
     if plan.target != "stream" or plan.result.source != "topic":
         raise UsageError(f"{args.plan}: expected target 'stream' and result.source 'topic'")
-    for library in ("hdrh", "scipy"):
+    for library in ("hdrh", "scipy", "vl_convert"):
         if importlib.util.find_spec(library) is None:
             raise UsageError("scale tests need more packages: run pip install 'millrace[scale]'")
     now = datetime.datetime.now()
@@ -85,8 +88,15 @@ def _stream(args: argparse.Namespace) -> int:
     outcome = run_stream(full_names(plan, args.project), Cloud(args.project), show)
     write(outcome, plan, folder)
     ended = "interrupted: the result is partial" if outcome.interrupted else "done"
-    print(f"{ended}; see {folder}/result.json")
+    print(f"{ended}; see {write_report(folder)}")
     return 130 if outcome.interrupted else 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from scale_tests.page import write_report
+
+    print(f"wrote {write_report(args.folder)}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +65,21 @@ def result(outcome: Outcome, plan: Plan) -> dict[str, Any]:
     return {
         "test_id": outcome.test_id,
         "interrupted": outcome.interrupted,
+        "environment": environment(),
         "plan": msgspec.to_builtins(plan),
         "strays": outcome.strays,
         "levels": [describe(level, judgement) for level, judgement in outcome.levels],
         "findings": [dataclasses.asdict(finding) for finding in conclude(outcome)],
+    }
+
+
+def environment() -> dict[str, str]:
+    """Return what sent the messages: versions, and the machine without its name."""
+    return {
+        "millrace": metadata.version("millrace"),
+        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

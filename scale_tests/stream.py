@@ -105,7 +105,9 @@ class StreamTest:
             nonlocal count
             count += 1
             return self._measure(
-                probe(phase, rate), f"{number + 1} bisection {rate:,.4g}/s", (number, count)
+                probe(phase, rate),
+                f"{number + 1}.{count} bisection {rate:,.4g}/s",
+                (number, count),
             )
 
         return find_knee(measure, phase)

@@ -1,0 +1,1 @@
+"""Pages that people look at: one HTML file without any network access, with interactive charts."""

@@ -1,0 +1,212 @@
+"""The page of a scale test, from the files of its result: what was sent, and what became of it.
+
+The accounts come first. A level without complete accounts has no percentiles on the page either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import InputError, OutputError, one_line
+from common.html_pages.page import Cell, Chart, Code, Section, Table, Text, Tone, number, write_page
+from scale_tests import charts
+from scale_tests.level import Verdict
+
+PAGE = "report.html"
+_TONES: Mapping[str, Tone] = {
+    Verdict.SUSTAINED: "good",
+    Verdict.FAILED: "bad",
+    Verdict.INVALID: "odd",
+    Verdict.INCOMPLETE: "odd",
+    Verdict.INSUFFICIENT: "odd",
+}
+_OVER_TIME = (
+    "Messages that were due, and results, per second.",
+    "Messages that were due and had no result yet.",
+    "The median and the 99th percentile of the latency, by the time at which messages were due.",
+)
+_PERCENTILES = (50, 90, 95, 99, 99.9)
+
+
+def write_report(folder: Path) -> Path:
+    """Write the page of a result beside its files, and return its path.
+
+    Args:
+        folder: The folder that a test wrote.
+
+    Raises:
+        InputError: The folder does not hold the result of a test.
+        OutputError: The page cannot be written.
+        UsageError: vl-convert is not installed.
+    """
+    result, samples = read_result(folder)
+    text = page(result, samples)
+    try:
+        (folder / PAGE).write_text(text)
+    except OSError as error:
+        raise OutputError(f"{folder / PAGE} cannot be written: {one_line(error)}") from error
+    return folder / PAGE
+
+
+def read_result(folder: Path) -> tuple[dict[str, Any], pa.Table]:
+    """Return the content of result.json, and the samples.
+
+    Raises:
+        InputError: The folder does not hold the result of a test.
+    """
+    try:
+        return json.loads((folder / "result.json").read_bytes()), pq.read_table(
+            folder / "samples.parquet"
+        )
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(
+            f"{folder} does not hold the result of a scale test: {one_line(error)}"
+        ) from error
+
+
+def page(result: Mapping[str, Any], samples: pa.Table) -> str:
+    """Return the HTML of a result."""
+    plan = result["plan"]
+    title = f"Scale test of {plan['send_to'].rpartition('/')[2] or plan['target']}"
+    return write_page(title, _sections(result, samples))
+
+
+def _sections(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Section]:
+    levels = result["levels"]
+    yield Section("", [*_lead(result, samples)])
+    if levels:
+        yield Section("Levels", [_accounts(levels), _figures(levels)])
+    if result["findings"]:
+        yield Section("Findings", [_findings(result["findings"])])
+    if samples.num_rows:
+        yield from _charts(result, samples)
+    yield Section("How it was measured", [*_method(result)])
+
+
+def _charts(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Section]:
+    levels, objective = result["levels"], result["plan"]["objective"]
+    over_time = zip(charts.timeline(samples), _OVER_TIME, strict=True)
+    yield Section("Over time", [Chart(spec=spec, caption=caption) for spec, caption in over_time])
+    drawn = [
+        (
+            "Latencies over time",
+            charts.heat_map(samples),
+            "How many messages that were due at a time had a latency. Two bands are two kinds of "
+            "messages; a slope is a backlog.",
+        ),
+        (
+            "Percentiles",
+            charts.percentile_curves(samples),
+            "The latency by percentile, for each level. A curve ends at messages without a result.",
+        ),
+        (
+            "Throughput and latency",
+            charts.throughput(levels, objective["latency_ms"]),
+            "The latency of each level over its results per second, with its confidence bounds. "
+            "The dashed line is the objective.",
+        ),
+        (
+            "Where the time goes",
+            charts.breakdown(levels),
+            "The mean time of a message in each part, from the times in its row.",
+        ),
+    ]
+    for heading, spec, caption in drawn:
+        if spec and spec["data"]["values"]:
+            yield Section(heading, [Chart(spec=spec, caption=caption)])
+
+
+def _lead(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Text]:
+    objective = result["plan"]["objective"]
+    yield Text(
+        f"Objective: p{objective['percentile']:g} at most {number(objective['latency_ms'])} ms, "
+        f"and {objective['goodput']:.2%} of the messages answered rightly in that time.",
+        "lead",
+    )
+    if result["interrupted"]:
+        yield Text(
+            "This page is partial: the test was interrupted before its plan ended.", "notice"
+        )
+    found = charts.fates(samples) if samples.num_rows else {}
+    total = sum(found.values())
+    named = ", ".join(
+        f"{count:,} {fate.replace('_', ' ')}" for fate, count in found.items() if count
+    )
+    yield Text(f"{total:,} messages: {named}." if total else "No message was measured.")
+
+
+def _accounts(levels: Sequence[Mapping[str, Any]]) -> Table:
+    names = [*levels[0]["accounts"]]
+    return Table(
+        head=["level", "verdict", *(name.replace("_", " ") for name in names), "reasons"],
+        rows=[
+            [
+                level["name"],
+                Cell(level["verdict"], _TONES.get(level["verdict"], "")),
+                *(level["accounts"][name] for name in names),
+                tuple(level["reasons"]),
+            ]
+            for level in levels
+        ],
+        caption="What became of every message. Duplicates are results that came once more.",
+    )
+
+
+def _figures(levels: Sequence[Mapping[str, Any]]) -> Table:
+    def quantile(level: Mapping[str, Any], percentile: float) -> str:
+        for one in level["latencies"]:
+            if one["percentile"] == percentile:
+                if one["ms"] is None:
+                    return one["reason"]
+                return f"{number(one['ms'])} ({number(one['low_ms'])} to {number(one['high_ms'])})"
+        return "-"
+
+    return Table(
+        head=[
+            *("level", "messages/s", "results/s", *(f"p{p:g}" for p in _PERCENTILES), "max"),
+            *("sent late", "sender CPU"),
+        ],
+        rows=[
+            [
+                *(level["name"], level["rate"], level["throughput"]),
+                *(quantile(level, percentile) for percentile in _PERCENTILES),
+                *(level["max_ms"], level["sent_late_ms"], f"{level['sender_cpu']:.0%}"),
+            ]
+            for level in levels
+        ],
+        caption="Latencies in milliseconds from the time at which a message was due, with bounds "
+        "that contain the true percentile with a probability of 95 %.",
+    )
+
+
+def _findings(findings: Sequence[Mapping[str, Any]]) -> Table:
+    def value(finding: Mapping[str, Any]) -> str:
+        found = finding["value"]
+        if found is None:
+            return "insufficient data"
+        text = found if isinstance(found, str) else number(found)
+        return f"{text} {finding['unit']}".strip()
+
+    return Table(
+        head=["finding", "value", "confidence", "evidence"],
+        rows=[
+            [one["name"], value(one), one["confidence"], tuple(one["evidence"])] for one in findings
+        ],
+    )
+
+
+def _method(result: Mapping[str, Any]) -> Iterator[Text | Table | Code]:
+    yield Text(
+        "Send times were fixed before the test, and latency counts from them. So a sender that "
+        "is late makes latencies longer, and not shorter."
+    )
+    facts = {"test": result["test_id"], **result.get("environment", {})}
+    yield Table(head=["", ""], rows=[[name, str(value)] for name, value in facts.items()])
+    yield Code(msgspec.json.format(json.dumps(result["plan"])))

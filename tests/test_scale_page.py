@@ -1,0 +1,156 @@
+"""The page of a scale test shows its figures, and draws its charts without a network."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from libraries import need_library
+from virtual_server import level, open_loop
+
+from common.errors import InputError
+from scale_tests.knee import find_knee
+from scale_tests.level import Judgement, Level, judge
+from scale_tests.page import page, read_result, write_report
+from scale_tests.plan import Bisection, Constant, Objective, Plan, Result
+from scale_tests.record import write
+from scale_tests.schedule import due_times, probe
+from scale_tests.stamps import breakdown
+from scale_tests.stream import Outcome
+
+SEARCH = Bisection(lowest=50, highest=400, seconds=13.0, precision=0.05)
+PLAN = Plan(
+    target="stream",
+    send_to="projects/p/topics/input",
+    objective=Objective(latency_ms=200),
+    result=Result(source="topic", name="output", dead_letters="dead"),
+    phases=(Constant(rate=50, seconds=13.0), SEARCH),
+)
+
+
+@pytest.fixture(autouse=True)
+def _libraries() -> None:
+    for library in ("hdrh", "scipy", "vl_convert"):
+        need_library(library)
+
+
+def measured(name: str, rate: float, start: float, capacity: float = 200.0) -> Level:
+    """Return a level against a server whose answers take random times."""
+    due = due_times(probe(SEARCH, rate), "poisson", (int(rate),)) + start
+    service = np.random.default_rng(int(rate)).exponential(1 / capacity, len(due))
+    answered = open_loop(due, service)
+    found = replace(level(due, answered, SEARCH.seconds), name=name, start=start)
+    moments = {"due": due, "sent": due + 0.001, "arrived": answered}
+    return replace(found, parts=breakdown(moments))
+
+
+def outcome(*, interrupted: bool = False) -> Outcome:
+    levels: list[tuple[Level, Judgement]] = []
+
+    def measure(rate: float) -> Judgement:
+        one = measured(f"2 <bisection> {rate:,.4g}/s", rate, 1_000.0 + 20 * len(levels))
+        levels.append((one, judge(one, PLAN.objective, PLAN.sender)))
+        return levels[-1][1]
+
+    knee = find_knee(measure, SEARCH)
+    return Outcome(
+        test_id="abc",
+        levels=tuple(levels),
+        knees=(knee,),
+        strays=0,
+        interrupted=interrupted,
+    )
+
+
+def written(folder: Path, **given: Any) -> dict[str, Any]:
+    write(outcome(**given), PLAN, folder)
+    result, _ = read_result(folder)
+    return result
+
+
+def test_the_page_has_the_accounts_and_the_figures_of_the_result(tmp_path: Path) -> None:
+    result = written(tmp_path)
+    text = write_report(tmp_path).read_text()
+    shown = text.partition("<script")[0]
+    assert len(result["levels"]) > 2
+    for one in result["levels"]:
+        assert one["name"].replace("<", "&lt;").replace(">", "&gt;") in shown
+        assert one["name"] not in shown
+        for count in one["accounts"].values():
+            assert f'<td class="number">{count:,}</td>' in shown
+    assert "not sustained" in shown
+    assert "partial" not in shown
+    for address in ("http://", "https://", "//cdn"):
+        assert f'src="{address}' not in text
+        assert f'href="{address}' not in text
+
+
+def test_the_page_of_an_interrupted_test_says_that_it_is_partial(tmp_path: Path) -> None:
+    written(tmp_path, interrupted=True)
+    assert "This page is partial" in write_report(tmp_path).read_text()
+
+
+def test_a_test_without_levels_has_a_page(tmp_path: Path) -> None:
+    empty = Outcome(test_id="abc", levels=(), knees=(), strays=0, interrupted=True)
+    write(empty, PLAN, tmp_path)
+    assert "No message was measured." in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_a_folder_without_a_result_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    if damage != "missing":
+        written(tmp_path)
+    if damage == "cut":
+        (tmp_path / "result.json").write_bytes(b'{"levels": [')
+    if damage == "other":
+        (tmp_path / "samples.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="does not hold the result of a scale test") as caught:
+        write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_of_a_row_cannot_end_the_script_that_holds_it(tmp_path: Path) -> None:
+    result, samples = (written(tmp_path), read_result(tmp_path)[1])
+    names = ["</script><img src=x onerror=alert(1)>"] * samples.num_rows
+    text = page(result, samples.set_column(0, "level", [names]))
+    assert "</script><img" not in text
+
+
+CHECK = """
+<script>
+addEventListener("load", () => setTimeout(() => {
+  const charts = [...document.querySelectorAll(".chart")];
+  const drawn = charts.filter((one) => one.querySelector("svg g path")).length;
+  document.title = JSON.stringify({charts: charts.length, drawn, errors: window.failures});
+}, 0));
+</script>
+"""
+
+
+def test_chromium_draws_every_chart_without_an_error(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium")
+    written(tmp_path)
+    path = write_report(tmp_path)
+    text = path.read_text()
+    watch = "<script>window.failures = []; onerror = (m) => failures.push(String(m));"
+    watch += "console.error = (...m) => failures.push(m.join(' '));</script>"
+    body, _, end = text.replace("<head>", f"<head>{watch}", 1).rpartition("</body>")
+    path.write_text(f"{body}{CHECK}</body>{end}")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
+    done = subprocess.run(
+        [browser, *flags, "--dump-dom", f"file://{path}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    title = done.stdout.partition("<title>")[2].partition("</title>")[0]
+    found = json.loads(title)
+    assert found["errors"] == []
+    assert found["charts"] == found["drawn"] == 7
