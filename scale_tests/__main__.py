@@ -1,7 +1,7 @@
-"""The commands `python -m scale_tests stream --plan plan.toml` and `report FOLDER`.
+"""The commands `python -m scale_tests stream`, `report` and `compare`.
 
-Exit codes: 0 every level was sustained or only measured the limit, 1 failure, 2 an error in the
-command line or in the plan, 130 interrupted.
+Exit codes: 0 success, whatever the verdicts; 1 failure, or a comparison found worse figures; 2 an
+error in the command line or in the plan; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         args = make_parser().parse_args(argv)
         guard_output()
-        return _stream(args) if args.command == "stream" else _report(args)
+        return {"stream": _stream, "report": _report, "compare": _compare}[args.command](args)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -52,6 +52,18 @@ def make_parser() -> CommandParser:
     )
     report = commands.add_parser("report", help="write the page of a result again")
     report.add_argument("folder", type=Path, help="the folder that a test wrote")
+    both = commands.add_parser("compare", help="compare two results of one plan")
+    both.add_argument("before", type=Path, help="the folder of the first result")
+    both.add_argument("after", type=Path, help="the folder of the second result")
+    both.add_argument(
+        "--fail_if_slower",
+        metavar="SHARE",
+        default="10%",
+        help="exit with 1 if a figure is worse by more than this share (default: 10%%)",
+    )
+    both.add_argument(
+        "--output", type=Path, help="the page to write (default: comparison.html in AFTER)"
+    )
     return parser
 
 
@@ -97,6 +109,22 @@ def _report(args: argparse.Namespace) -> int:
 
     print(f"wrote {write_report(args.folder)}")
     return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from scale_tests.compare import PAGE, read_share, write_comparison
+
+    path = args.output or args.after / PAGE
+    limit = read_share(args.fail_if_slower)
+    worse = [one for one in write_comparison(args.before, args.after, limit, path) if one.fails]
+    for one in worse:
+        show(f"{one.name}: {one.before:,.4g} {one.unit} before, {one.after:,.4g} after")
+    print(
+        f"{len(worse)} figures are worse; see {path}"
+        if worse
+        else f"no figure is worse; see {path}"
+    )
+    return 1 if worse else 0
 
 
 if __name__ == "__main__":

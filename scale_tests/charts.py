@@ -102,12 +102,16 @@ def heat_map(samples: pa.Table) -> Spec:
     }
 
 
-def percentile_curves(samples: pa.Table) -> Spec:
-    """Return the latencies of each level by percentile; missing results are the slowest."""
+def curves(parts: Mapping[str, pa.Table]) -> Spec:
+    """Return the latencies of some samples by percentile; missing results are the slowest.
+
+    Args:
+        parts: The samples of each curve by its name.
+    """
     rows = [
-        {"level": name, "tail": round(1 / (1 - share), 4), "p": f"p{share * 100:.4g}", "ms": ms}
-        for name, level in by_level(samples)
-        for share, ms in _curve(level)
+        {"curve": name, "tail": round(1 / (1 - share), 4), "p": f"p{share * 100:.4g}", "ms": ms}
+        for name, part in parts.items()
+        for share, ms in _curve(part)
     ]
     return {
         "width": "container",
@@ -126,10 +130,24 @@ def percentile_curves(samples: pa.Table) -> Spec:
                 "title": "percentile",
             },
             "y": {"field": "ms", "type": "quantitative", **_LOG_MS},
-            "color": {"field": "level", "type": "nominal", "title": None},
-            "tooltip": [{"field": "level"}, {"field": "p"}, {"field": "ms"}],
+            "color": {"field": "curve", "type": "nominal", "title": None},
+            "tooltip": [{"field": "curve"}, {"field": "p"}, {"field": "ms"}],
         },
     }
+
+
+def compared_curves(results: Mapping[str, pa.Table]) -> Iterator[tuple[str, Spec]]:
+    """Yield the name of each level that all results have, and its curves in one chart.
+
+    Args:
+        results: The samples of each result by its name.
+    """
+    levels = {name: dict(by_level(samples)) for name, samples in results.items()}
+    first = next(iter(levels.values()))
+    for level in first:
+        if all(level in found for found in levels.values()):
+            parts = {name: found[level] for name, found in levels.items()}
+            yield level, curves(parts)
 
 
 def _curve(level: pa.Table) -> Iterator[tuple[float, float]]:

@@ -47,12 +47,20 @@ def write_report(folder: Path) -> Path:
         UsageError: vl-convert is not installed.
     """
     result, samples = read_result(folder)
-    text = page(result, samples)
-    try:
-        (folder / PAGE).write_text(text)
-    except OSError as error:
-        raise OutputError(f"{folder / PAGE} cannot be written: {one_line(error)}") from error
+    write_html(folder / PAGE, page(result, samples))
     return folder / PAGE
+
+
+def write_html(path: Path, text: str) -> None:
+    """Write a page.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {one_line(error)}") from error
 
 
 def read_result(folder: Path) -> tuple[dict[str, Any], pa.Table]:
@@ -103,7 +111,7 @@ def _charts(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Section]:
         ),
         (
             "Percentiles",
-            charts.percentile_curves(samples),
+            charts.curves(dict(charts.by_level(samples))),
             "The latency by percentile, for each level. A curve ends at messages without a result.",
         ),
         (

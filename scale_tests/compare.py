@@ -1,0 +1,215 @@
+"""Compares two results of one plan, for example before and after a change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from common.errors import InputError, UsageError
+from common.html_pages.page import Cell, Chart, Section, Table, Text, Tone, write_page
+from scale_tests import charts
+from scale_tests.page import read_result, write_html
+
+PAGE = "comparison.html"
+
+
+class Change(StrEnum):
+    """What a second result says about a figure of the first one."""
+
+    SLOWER = "slower"
+    FASTER = "faster"
+    SAME = "no difference shown"
+    UNKNOWN = "insufficient data"
+    LOST = "lost messages"
+
+
+_TONES: Mapping[Change, Tone] = {
+    Change.SLOWER: "bad",
+    Change.LOST: "bad",
+    Change.FASTER: "good",
+    Change.SAME: "",
+    Change.UNKNOWN: "odd",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A figure in both results.
+
+    Attributes:
+        name: What was measured.
+        unit: Its unit.
+        before: The figure of the first result; None if it is not known.
+        after: That of the second result.
+        change: What the difference says.
+    """
+
+    name: str
+    unit: str
+    before: float | None
+    after: float | None
+    change: Change
+
+    @property
+    def fails(self) -> bool:
+        """Whether the second result is worse."""
+        return self.change in (Change.SLOWER, Change.LOST)
+
+
+def compare(
+    before: Mapping[str, Any], after: Mapping[str, Any], limit: float
+) -> tuple[Difference, ...]:
+    """Return the differences between two results of the same plan.
+
+    A latency is slower if it grew by more than the limit and the confidence bounds do not overlap:
+    one figure alone may differ by chance.
+
+    Args:
+        before: The content of the first result.json.
+        after: The content of the second one.
+        limit: The share by which a figure may be worse.
+
+    Raises:
+        InputError: The results have no level in common.
+    """
+    levels = {level["name"]: level for level in after["levels"]}
+    both = [(one, levels[one["name"]]) for one in before["levels"] if one["name"] in levels]
+    rates = tuple(_rates(before, after, limit))
+    if not both and not rates:
+        raise InputError("the two results have no level in common: compare results of one plan")
+    percentile = before["plan"]["objective"]["percentile"]
+    found = [one for pair in both for one in _level(*pair, percentile, limit)]
+    return (*found, *rates)
+
+
+def _level(
+    before: Mapping[str, Any], after: Mapping[str, Any], percentile: float, limit: float
+) -> Iterator[Difference]:
+    lost = [level["accounts"]["lost"] for level in (before, after)]
+    if lost[1] > lost[0]:
+        yield Difference(
+            name=before["name"],
+            unit="lost messages",
+            before=lost[0],
+            after=lost[1],
+            change=Change.LOST,
+        )
+    for wanted in dict.fromkeys((50, percentile)):
+        one, other = (_quantile(level, wanted) for level in (before, after))
+        yield Difference(
+            name=f"{before['name']}, p{wanted:g}",
+            unit="ms",
+            before=one["ms"] if one else None,
+            after=other["ms"] if other else None,
+            change=_latency(one, other, limit),
+        )
+
+
+def _quantile(level: Mapping[str, Any], percentile: float) -> Mapping[str, Any] | None:
+    """Return a percentile with its bounds; None if it is not known."""
+    found = (one for one in level["latencies"] if one["percentile"] == percentile)
+    return next((one for one in found if one["ms"] is not None), None)
+
+
+def _latency(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, limit: float
+) -> Change:
+    if before is None or after is None:
+        return Change.UNKNOWN
+    if after["ms"] > before["ms"] * (1 + limit) and after["low_ms"] > before["high_ms"]:
+        return Change.SLOWER
+    if after["ms"] * (1 + limit) < before["ms"] and after["high_ms"] < before["low_ms"]:
+        return Change.FASTER
+    return Change.SAME
+
+
+def _rates(
+    before: Mapping[str, Any], after: Mapping[str, Any], limit: float
+) -> Iterator[Difference]:
+    """Yield the difference of the largest sustained rates, if both results have one."""
+    found = [
+        {one["name"]: one for one in result["findings"] if isinstance(one["value"], int | float)}
+        for result in (before, after)
+    ]
+    for name in found[0].keys() & found[1].keys():
+        if found[0][name]["unit"] != "messages/s":
+            continue
+        one, other = found[0][name]["value"], found[1][name]["value"]
+        change = Change.SAME
+        if other < one * (1 - limit):
+            change = Change.SLOWER
+        elif other > one * (1 + limit):
+            change = Change.FASTER
+        yield Difference(name=name, unit="messages/s", before=one, after=other, change=change)
+
+
+def write_comparison(before: Path, after: Path, limit: float, path: Path) -> tuple[Difference, ...]:
+    """Compare the results in two folders, write a page, and return the differences.
+
+    Raises:
+        InputError: A folder does not hold the result of a test, or they have no level in common.
+        OutputError: The page cannot be written.
+        UsageError: vl-convert is not installed.
+    """
+    (one, samples), (other, others) = read_result(before), read_result(after)
+    found = compare(one, other, limit)
+    names = (before.name, after.name) if before.name != after.name else ("before", "after")
+    write_html(path, page(found, dict(zip(names, (samples, others), strict=True)), limit))
+    return found
+
+
+def page(differences: tuple[Difference, ...], samples: Mapping[str, pa.Table], limit: float) -> str:
+    """Return the HTML of a comparison.
+
+    Args:
+        differences: What differs.
+        samples: The samples of the two results by their names.
+        limit: The share by which a figure may be worse.
+    """
+    before, after = samples
+    table = Table(
+        head=["figure", before, after, "unit", "change", ""],
+        rows=[
+            [
+                *(one.name, one.before, one.after, one.unit, _share(one)),
+                Cell(one.change, _TONES[one.change]),
+            ]
+            for one in differences
+        ],
+        caption=f"A latency is slower if it grew by more than {limit:.0%} and the confidence "
+        "bounds do not overlap.",
+    )
+    curves = [
+        Section(name, [Chart(spec=spec, caption="The latency by percentile.")])
+        for name, spec in charts.compared_curves(samples)
+    ]
+    worse = sum(one.fails for one in differences)
+    said = f"{worse} of {len(differences)} figures are worse." if worse else "No figure is worse."
+    title = f"{after} compared with {before}"
+    return write_page(title, [Section("", [Text(said, "lead"), table]), *curves])
+
+
+def _share(one: Difference) -> str:
+    if not one.before or one.after is None:
+        return ""
+    return f"{one.after / one.before - 1:+.0%}"
+
+
+def read_share(text: str) -> float:
+    """Return a share that is written as `10%` or `0.1`.
+
+    Raises:
+        UsageError: It is not a number of at least 0.
+    """
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < float("inf"):
+        raise UsageError(f"--fail_if_slower must be a share such as 10%, got {text}")
+    return share
