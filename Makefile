@@ -24,7 +24,7 @@ BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
 
-.PHONY: help torch_differs prism prism_given templates docs test-docs setup emulators demo demo-bigquery demo-stream local-cloud serve torchserve test test-fast coverage test-dags check format example notebooks image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
+.PHONY: help torch_differs prism prism_given templates docs test-docs setup emulators demo demo-bigquery demo-stream scale-demo local-cloud serve torchserve test test-fast coverage test-dags check format example notebooks image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -66,6 +66,9 @@ demo-bigquery: $(STAMP) $(EMULATORS)/.installed  ## score a table of a local Big
 
 demo-stream: $(STAMP) $(EMULATORS)/.installed  ## score a stream of a local Pub/Sub (needs gcloud's emulator)
 	@$(BIN)/python -m examples.transactions.demo_stream
+
+scale-demo: $(STAMP) $(EMULATORS)/.installed  ## test what a stream on this machine sustains, and write a page about it
+	@$(BIN)/python -m examples.transactions.demo_scale
 
 local-cloud: $(STAMP) $(EMULATORS)/.installed  ## run stand-ins for Google Cloud until Ctrl-C, and print their addresses
 	@$(BIN)/python -m examples.local_cloud

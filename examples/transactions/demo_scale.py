@@ -1,0 +1,89 @@
+"""Test what a stream on this machine sustains, and write a page about it.
+
+python -m examples.transactions.demo_scale
+
+It needs Google's emulator of Pub/Sub, which is part of the Google Cloud CLI, and takes two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from examples.local_cloud import (
+    INSTALL_COMMAND,
+    PROJECT,
+    PUBSUB_COMMAND,
+    LocalCloud,
+    is_installed,
+    local_cloud,
+    pubsub_jar,
+)
+from examples.transactions.build import ensure_example
+
+PLAN = Path(__file__).parents[2] / "plans" / "demo.toml"
+INPUT, OUTPUT, DEAD_LETTERS = (
+    f"projects/{PROJECT}/topics/scale-demo-{kind}" for kind in ("input", "output", "dead-letters")
+)
+SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/scale-demo-input-sub"
+
+
+@contextmanager
+def stream(servers: LocalCloud, model: Path) -> Iterator[None]:
+    """Create the topics, and score messages in another process while the block runs."""
+    for topic in (INPUT, OUTPUT, DEAD_LETTERS):
+        servers.cloud.publisher().create_topic(name=topic)
+    servers.cloud.subscriber().create_subscription(
+        name=SUBSCRIPTION, topic=INPUT, ack_deadline_seconds=60
+    )
+    flags = {
+        "input_subscription": SUBSCRIPTION,
+        "model": model,
+        "score_output": "normalized_MAE",
+        "output_topic": OUTPUT,
+        "dead_letter_topic": DEAD_LETTERS,
+    }
+    pairs = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "pipelines.stream_local", *pairs]
+    with subprocess.Popen(command, env=servers.environ(), stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the demo, and return the exit code of the test."""
+    from scale_tests.__main__ import main as scale_test
+
+    parser = argparse.ArgumentParser(description="Test what a stream on this machine sustains.")
+    parser.add_argument("--example", type=Path, default=Path("build/example"))
+    parser.add_argument("--output", type=Path, help="the folder of the result")
+    args = parser.parse_args(argv)
+    for installed, how in ((pubsub_jar(), PUBSUB_COMMAND), (is_installed(), INSTALL_COMMAND)):
+        if not installed:
+            print(f"error: an emulator is not installed: run {how}", file=sys.stderr)
+            return 1
+    ensure_example(args.example)
+    output = ["--output", str(args.output)] if args.output else []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        local_cloud(Path(folder), with_pubsub=True, with_labels=False) as servers,
+        stream(servers, args.example / "model"),
+        patch.dict(os.environ, servers.environment),
+    ):
+        print(
+            f"$ millrace scale-test stream --plan plans/demo.toml --project {PROJECT}", flush=True
+        )
+        return scale_test(["stream", "--plan", str(PLAN), "--project", PROJECT, *output])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
