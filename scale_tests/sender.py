@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.clients import Cloud
-from cloud.errors import explain
+from cloud.errors import explain, retry
 from common.errors import JobError
 from scale_tests.rows import Bodies
 
@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 # Requests of a process that run at the same time. Messages that become due while all of them run
 # are published together.
 IN_FLIGHT = 4
+# How long a request is retried. A load that is that late does not count anyway.
+PATIENCE_SECONDS = 10.0
 # Pub/Sub's limit for the messages of a request.
 PER_REQUEST = 1_000
 
@@ -97,7 +99,12 @@ def publish(load: Load) -> Published:
         try:
             messages = load.messages(start, stop)
             now = time.time()
-            client.publish(topic=load.topic, messages=messages)
+            client.publish(
+                topic=load.topic,
+                messages=messages,
+                retry=retry(PATIENCE_SECONDS),
+                timeout=PATIENCE_SECONDS,
+            )
             at[start:stop] = now
         except Exception as error:  # the account shows which messages were not sent
             errors.append(explain(error))

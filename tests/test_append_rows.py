@@ -604,8 +604,8 @@ def test_the_view_of_the_guide_reads_each_row_once(
     run(sink, [rows], 4)
     # A response that was lost: the same rows once more.
     run(sink, [rows], 4)
-    own = [block for page, block in blocks("sql") if page == "docs/how-to/streams.md"]
-    (view,) = [block for block in own if block.startswith("CREATE VIEW")]
+    queries = [block for page, block in blocks("sql") if page == "docs/how-to/streams.md"]
+    (view,) = [block for block in queries if block.startswith("CREATE VIEW")]
     names = {"scores_once": "once", "scores_stream": table.table, "PROJECT.dataset": dataset}
     for name, own in names.items():
         view = view.replace(name, own)

@@ -28,6 +28,8 @@ from examples.local_cloud import (
 )
 from examples.transactions.build import ensure_example
 
+# The emulator keeps the messages of all levels.
+PUBSUB_MEMORY = "2g"
 PLAN = Path(__file__).parents[2] / "plans" / "demo.toml"
 INPUT, OUTPUT, DEAD_LETTERS = (
     f"projects/{PROJECT}/topics/scale-demo-{kind}" for kind in ("input", "output", "dead-letters")
@@ -75,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     output = ["--output", str(args.output)] if args.output else []
     with (
         tempfile.TemporaryDirectory() as folder,
-        local_cloud(Path(folder), with_pubsub=True, with_labels=False) as servers,
+        local_cloud(
+            Path(folder), with_pubsub=True, pubsub_memory=PUBSUB_MEMORY, with_labels=False
+        ) as servers,
         stream(servers, args.example / "model"),
         patch.dict(os.environ, servers.environment),
     ):
