@@ -59,6 +59,7 @@ def test_packed_batches_hold_the_same_rows_in_order_within_the_sizes(
     batches, start = [], 0
     for rows, width, other in sizes:
         one = batch(rows, width, start)
+        # A batch without rows separates nothing.
         batches.append(one.rename_columns(["n", "other"]) if other else one)
         start += rows
     with pytest.MonkeyPatch.context() as patch:

@@ -26,23 +26,27 @@ class Packer:
 
     def __init__(self) -> None:
         self._waiting: list[pa.RecordBatch] = []
+        self._bytes = 0
 
     def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Yield the batches that are ready once this one is added."""
+        if not batch.num_rows:
+            return
         if self._waiting and not self._waiting[0].schema.equals(batch.schema):
             yield from self.flush()
         # What is joined with less than LEAST_BYTES must not exceed MOST_BYTES.
         parts = max(1, -(-batch.nbytes // (MOST_BYTES - LEAST_BYTES)))
         for part in slices(batch.num_rows, max(1, -(-batch.num_rows // parts))):
             self._waiting.append(batch.slice(part.start, part.stop - part.start))
-            if sum(one.nbytes for one in self._waiting) >= LEAST_BYTES:
+            self._bytes += self._waiting[-1].nbytes
+            if self._bytes >= LEAST_BYTES:
                 yield from self.flush()
 
     def flush(self) -> Iterator[pa.RecordBatch]:
         """Yield what is waiting, as one batch, if anything is."""
         if self._waiting:
             yield concat_batches(self._waiting)
-        self._waiting = []
+        self._waiting, self._bytes = [], 0
 
 
 class _PackDoFn(beam.DoFn):
