@@ -54,19 +54,25 @@ def imported(name: str) -> Iterator[ModuleType]:
     of them again and again takes a sixth of the time of their imports, and of the time in which
     Beam sets up a pipeline.
 
+    If the caller has frozen objects, nothing else is frozen: Python can only unfreeze all of them.
+
     Args:
         name: The name of the module.
     """
+    enabled, frozen = gc.isenabled(), gc.get_freeze_count()
     gc.disable()
     try:
         module = importlib.import_module(name)
-        gc.freeze()
+        if not frozen:
+            gc.freeze()
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
     try:
         yield module
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
 
 
 def set_allocator(parameter: int, value: int) -> None:
