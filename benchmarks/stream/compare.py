@@ -28,6 +28,7 @@ from benchmarks.stream.run import (
     Running,
     local_servers,
     make_bodies,
+    numbered,
     streaming,
 )
 from benchmarks.summary import Record
@@ -63,7 +64,7 @@ def measure(
             due = time.time() + 1.0 + schedule(RATE, seconds, SEED)
             cpu, start = running.cpu_seconds, time.monotonic()
             psutil.cpu_percent()
-            sent = send(running, bodies, due)
+            sent = send(lambda numbers: running.publish(numbered(bodies, numbers)), due)
             found["pipeline_cpu"] = (running.cpu_seconds - cpu) / (time.monotonic() - start)
             found["machine_busy"] = round(psutil.cpu_percent() / 100, 2)
             running.subscriber.wait_for(WARM_UP + len(due))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from benchmarks.stream.run import (
     LIMITS,
     WARM_UP,
     Arrivals,
-    Running,
     local_servers,
     make_bodies,
     numbered,
@@ -61,10 +60,12 @@ def schedule(rate: float, seconds: float, seed: int) -> np.ndarray:
     return times[times < seconds]
 
 
-def send(running: Running, bodies: Sequence[bytes], due: np.ndarray) -> np.ndarray:
+def send(publish: Callable[[range], object], due: np.ndarray) -> np.ndarray:
     """Send each message when it is due, and return when it was sent, in seconds since 1970.
 
-    All messages that are due go into one request, up to a thousand.
+    Args:
+        publish: Publishes the messages with the given numbers, up to a thousand, in one request.
+        due: When each message is to be sent, in seconds since 1970 and ascending.
     """
     sent = np.empty(len(due))
     start = 0
@@ -73,7 +74,7 @@ def send(running: Running, bodies: Sequence[bytes], due: np.ndarray) -> np.ndarr
         now = time.time()
         stop = min(int(np.searchsorted(due, now, "right")), start + 1_000)
         stop = max(stop, start + 1)
-        running.publish(numbered(bodies, range(start, stop)))
+        publish(range(start, stop))
         sent[start:stop] = now
         start = stop
     return sent
@@ -111,7 +112,7 @@ def run_rate(model: Path, bodies: Sequence[bytes], rate: int, seconds: int) -> R
             due = time.time() + 1.0 + schedule(rate, seconds, SEED + rate)
             cpu, start = running.cpu_seconds, time.monotonic()
             psutil.cpu_percent()
-            sent = send(running, bodies, due)
+            sent = send(lambda numbers: running.publish(numbered(bodies, numbers)), due)
             load = {
                 "pipeline_cpu": round((running.cpu_seconds - cpu) / (time.monotonic() - start), 2),
                 "machine_busy": round(psutil.cpu_percent() / 100, 2),

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import orjson
 import psutil
 import pyarrow.parquet as pq
 from google.api_core import exceptions
+from google.pubsub_v1.types import PullResponse
 
 from benchmarks.contestant import SCORE_OUTPUT
 from benchmarks.measure import ContestantError
@@ -60,16 +61,18 @@ def subscription(kind: str) -> str:
 
 
 @contextmanager
-def local_servers() -> Iterator[LocalCloud]:
-    """Run the emulators with empty topics. Raise SystemExit if an emulator is not installed."""
+def local_servers(memory: str = PUBSUB_MEMORY) -> Iterator[LocalCloud]:
+    """Run the emulators with empty topics. Raise SystemExit if an emulator is not installed.
+
+    Args:
+        memory: The memory of the Pub/Sub emulator, in Java's notation.
+    """
     for found, how in ((pubsub_jar(), PUBSUB_COMMAND), (is_installed(), INSTALL_COMMAND)):
         if not found:
             raise SystemExit(f"error: an emulator is not installed: {how}")
     with (
         tempfile.TemporaryDirectory() as folder,
-        local_cloud(
-            Path(folder), with_pubsub=True, pubsub_memory=PUBSUB_MEMORY, with_labels=False
-        ) as on,
+        local_cloud(Path(folder), with_pubsub=True, pubsub_memory=memory, with_labels=False) as on,
     ):
         for kind in KINDS:
             on.cloud.publisher().create_topic(name=topic(kind))
@@ -101,13 +104,33 @@ class Arrivals:
     times: np.ndarray
 
 
-class Subscriber(threading.Thread):
-    """Receives and acknowledges the messages of the output topic until it is stopped."""
+def read_sequence(message: Any) -> tuple[int, ...]:
+    """Return the number of a result."""
+    return (orjson.loads(message.data)["sequence"],)
 
-    def __init__(self, on: LocalCloud) -> None:
+
+class Subscriber(threading.Thread):
+    """Receives and acknowledges the messages of a topic until it is stopped.
+
+    Args:
+        on: The emulators.
+        kind: The topic: one of KINDS.
+        read: Returns what to record of a message: always the same number of integers.
+        pause: How long to wait for the next request after one that received nothing, in seconds.
+            The emulator answers at once, and each request takes CPU time from the pipeline.
+    """
+
+    def __init__(
+        self,
+        on: LocalCloud,
+        kind: str = "out",
+        read: Callable[[Any], tuple[int, ...]] = read_sequence,
+        pause: float = 0.0,
+    ) -> None:
         super().__init__(daemon=True)
         self._client: Any = on.cloud.subscriber()
-        self._found: list[tuple[float, list[int]]] = []
+        self._subscription, self._read, self._pause = subscription(kind), read, pause
+        self._found: list[tuple[float, np.ndarray]] = []
         self._over = threading.Event()
         self.count = 0
 
@@ -115,23 +138,26 @@ class Subscriber(threading.Thread):
         """Pull, acknowledge and record messages."""
         while (pulled := self._pull()) or not self._over.is_set():
             if not pulled:
+                time.sleep(self._pause)
                 continue
             now = time.time()
             self._client.acknowledge(
-                subscription=subscription("out"), ack_ids=[one.ack_id for one in pulled]
+                subscription=self._subscription, ack_ids=[one.ack_id for one in pulled]
             )
-            numbers = [orjson.loads(one.message.data)["sequence"] for one in pulled]
-            self._found.append((now, numbers))
-            self.count += len(numbers)
+            found = np.array([self._read(one.message) for one in pulled], np.int64)
+            self._found.append((now, found))
+            self.count += len(found)
 
     def _pull(self) -> list[Any]:
         try:
             answer = self._client.pull(
-                subscription=subscription("out"), max_messages=1_000, timeout=2.0, retry=None
+                subscription=self._subscription, max_messages=1_000, timeout=2.0, retry=None
             )
-        except exceptions.DeadlineExceeded:
+        # On a busy machine, the server may reset a request before the client gives it up.
+        except (exceptions.DeadlineExceeded, exceptions.Cancelled, exceptions.ServiceUnavailable):
             return []
-        return list(answer.received_messages)
+        # The bare protobuf messages: proto-plus would wrap each of them.
+        return list(PullResponse.pb(answer).received_messages)
 
     def wait_for(self, count: int) -> None:
         """Wait until that many results have arrived, or none has arrived for PATIENCE_SECONDS."""
@@ -141,13 +167,24 @@ class Subscriber(threading.Thread):
             if self.count > seen:
                 seen, since = self.count, time.monotonic()
 
-    def stop(self) -> Arrivals:
-        """Receive the remaining results, stop, and return all except those of the warm-up."""
+    def received(self) -> tuple[np.ndarray, np.ndarray]:
+        """Receive the remaining messages, stop, and return all times and recorded integers.
+
+        The integers of a message are a row.
+        """
         self._over.set()
         self.join()
-        pairs = [(n, now) for now, numbers in self._found for n in numbers if n >= 0]
-        found = np.array(pairs, np.float64).reshape(-1, 2)
-        return Arrivals(found[:, 0].astype(np.int64), found[:, 1])
+        times = [np.full(len(found), now) for now, found in self._found]
+        width = self._found[0][1].shape[1] if self._found else 1
+        empty = np.empty((0, width), np.int64)
+        found = np.concatenate([empty, *(found for _, found in self._found)])
+        return np.concatenate([np.empty(0), *times]), found
+
+    def stop(self) -> Arrivals:
+        """Stop, and return the numbers of all results except those of the warm-up."""
+        times, found = self.received()
+        kept = found[:, 0] >= 0
+        return Arrivals(found[kept, 0], times[kept])
 
 
 @dataclass(frozen=True)
