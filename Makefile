@@ -24,7 +24,7 @@ BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
 
-.PHONY: help torch_differs prism prism_given templates docs test-docs setup emulators demo demo-bigquery demo-stream scale-demo local-cloud serve torchserve test test-fast coverage test-dags check format example notebooks image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills dist release clean distclean all
+.PHONY: help torch_differs prism prism_given templates docs test-docs setup emulators demo demo-bigquery demo-stream scale-demo local-cloud serve torchserve test test-fast coverage test-dags check format example notebooks image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills soak dist release clean distclean all
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -241,6 +241,9 @@ fuzz: $(STAMP)  ## read bad messages and files of every kind, and lose no row (f
 
 kills: $(STAMP) $(EMULATORS)/.installed  ## kill 300 runs at random moments: no row is lost or duplicated (under an hour)
 	$(BIN)/python -m benchmarks.kills.runs
+
+soak: $(STAMP) $(EMULATORS)/.installed  ## run a stream for an hour with kills, faulty messages and an outage, and lose no message (70 minutes, 14 GB)
+	$(BIN)/python -m benchmarks.stream.soak
 
 dist: $(STAMP)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .
