@@ -13,6 +13,7 @@ def shipped() -> set[str]:
     paths = [path for package in packages for path in modules(package)]
     paths += [ROOT / package / "py.typed" for package in packages]
     paths.append(ROOT / "examples" / "transactions" / "config.properties")
+    paths += [ROOT / "common" / "html_pages" / name for name in ("embed.js", "style.css")]
     return {str(path.relative_to(ROOT)) for path in paths}
 
 

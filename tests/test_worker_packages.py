@@ -49,6 +49,7 @@ def test_the_wheel_holds_what_the_build_puts_into_a_wheel(tmp_path: Path) -> Non
     paths = [path for package in shipped_packages() for path in modules(package)]
     paths += [ROOT / package / "py.typed" for package in shipped_packages()]
     paths.append(ROOT / "examples/transactions/config.properties")
+    paths += [ROOT / "common/html_pages" / name for name in ("embed.js", "style.css")]
     own = {name: data for name, data in found.items() if ".dist-info/" not in name}
     assert own == {str(path.relative_to(ROOT)): path.read_bytes() for path in paths}
     (described,) = (data for name, data in found.items() if name.endswith("/METADATA"))

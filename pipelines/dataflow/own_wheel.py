@@ -18,7 +18,7 @@ from model_handlers.wheels import OWN
 # The folder that holds the packages.
 _ROOT = Path(__file__).resolve().parents[2]
 # The files of a checkout that setup.py and pyproject.toml put into a wheel.
-_DATA = ("py.typed", "config.properties")
+_DATA = ("py.typed", "config.properties", "embed.js", "style.css")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: millrace\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 

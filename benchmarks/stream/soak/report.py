@@ -31,12 +31,12 @@ METHOD = {
     "scored, and a faulty one must be a dead letter with the reason of its fault",
     "not_sent": "copies whose id is not that of a message that was sent",
     "again": "copies beyond the first one of a message; all copies of a message have its id",
-    "again_in_a_later_life": "of these, the first copy by each further life of the process: the "
+    "again_in_a_later_life": "of `again`, the first copy by each further life of the process: the "
     "message was delivered again, because an earlier life was killed, or failed, before it "
     "had acknowledged the message",
-    "again_after_the_outage": "of these, copies by one life that lost the table's server: it sends "
-    "an append again if it does not know whether the server has carried it out",
-    "again_unexplained": "of these, all others",
+    "again_after_the_outage": "of `again`, copies by one life that lost the table server: it "
+    "sends an append again if it does not know whether the server has carried it out",
+    "again_unexplained": "of `again`, all others",
     "latency_ms": "p50, p95, p99 and maximum, as in stream_latency.json: from the time at which a "
     "message was to be sent until a subscriber receives its first row or dead letter; `minutes` by "
     "the minute in which it was to be sent",
