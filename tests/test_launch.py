@@ -598,7 +598,7 @@ def test_the_suggested_mapping_can_be_pasted_into_a_shell() -> None:
 
 GATHERED = {
     "Gather/Key": "par_do",
-    "Gather/Group/GroupIntoBatches/ParDo(_GroupIntoBatchesDoFn)": "par_do",
+    "Gather/Group/Wait": "par_do",
     "Gather/Lists": "par_do",
 }
 GROUP = list(GATHERED)[1]
@@ -617,7 +617,7 @@ def test_no_mapping_is_suggested_that_would_drop_the_state_of_a_step() -> None:
     # A renamed step can hold the state. A step without state cannot, however similar its name is.
     renamed = GROUP.replace("Gather", "Gathered")
     assert f'{{"{GROUP}": "{renamed}"}}' in compare({GROUP: "par_do"}, {renamed: "par_do"}, {})[1]
-    stateless = GROUP.replace("GroupIntoBatches", "GroupInBatches")
+    stateless = GROUP.replace("Wait", "Waits")
     message = "; ".join(compare({GROUP: "par_do"}, {stateless: "par_do"}, {}))
     assert "--transform_name_mapping" not in message
 

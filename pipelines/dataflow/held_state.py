@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 # and that are not processed yet.
 _KINDS = {"group_by_key", "read"}
 # Names of ParDos with state or timers, of Millrace and of Beam.
-_NAMES = re.compile(r"GroupIntoBatches|Deduplicate|ReadMessages|Write\w+/Group\b|[Ss]tateful")
+_NAMES = re.compile(
+    r"GroupIntoBatches|Group/Wait\b|Deduplicate|ReadMessages|Write\w+/Group\b|[Ss]tateful"
+)
 
 
 def holds_state(name: str, kind: str) -> bool:

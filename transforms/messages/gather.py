@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.coders import FastPrimitivesCoder, VarIntCoder
+from apache_beam.coders import BytesCoder, TupleCoder, VarIntCoder
 from apache_beam.portability.api.org.apache.beam.model.pipeline.v1.beam_runner_api_pb2 import (
     GroupIntoBatchesPayload,
 )
 from apache_beam.portability.common_urns import composites
-from apache_beam.transforms.combiners import CountCombineFn
 from apache_beam.transforms.deduplicate import DeduplicatePerKey
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import (
     BagStateSpec,
-    CombiningValueStateSpec,
     ReadModifyWriteStateSpec,
     TimerSpec,
     on_timer,
@@ -84,17 +82,16 @@ class DropDuplicates(beam.PTransform):
 
 
 class _ListsDoFn(beam.DoFn):
-    """A DoFn that gathers the messages of a shard into lists.
+    """A DoFn that keeps the messages of a shard in state until they fill a list or are due.
 
-    It is that of Beam's GroupIntoBatches, which limits only the number of elements (2.77). Its
-    state has the same names and coders, by which an update hands it over.
+    Beam's GroupIntoBatches limits only the number of elements (2.77).
     """
 
-    VALUES = BagStateSpec("values", FastPrimitivesCoder())
-    COUNT = CombiningValueStateSpec("count", FastPrimitivesCoder(), CountCombineFn())
-    BYTES = ReadModifyWriteStateSpec("bytes", VarIntCoder())
-    WINDOW = TimerSpec("window_end", TimeDomain.WATERMARK)
-    WAIT = TimerSpec("buffering_end", TimeDomain.REAL_TIME)
+    MESSAGES = BagStateSpec("messages", BytesCoder())
+    HELD = ReadModifyWriteStateSpec("held", TupleCoder([VarIntCoder(), VarIntCoder()]))
+    # FnApiRunner mixes up timers of different steps that have the same name (2.77).
+    DUE = TimerSpec("messages_due", TimeDomain.REAL_TIME)
+    DRAIN = TimerSpec("messages_drain", TimeDomain.WATERMARK)
 
     def __init__(self, rows: int, size: int, seconds: float) -> None:
         self._rows, self._size, self._seconds = rows, size, seconds
@@ -104,57 +101,39 @@ class _ListsDoFn(beam.DoFn):
         # These are the parameters of a DoFn as Beam requires them.
         element: tuple[ShardedKey, bytes],
         window: Any = beam.DoFn.WindowParam,
-        values: Any = beam.DoFn.StateParam(VALUES),  # noqa: B008
-        count: Any = beam.DoFn.StateParam(COUNT),  # noqa: B008
-        size: Any = beam.DoFn.StateParam(BYTES),  # noqa: B008
-        window_end: Any = beam.DoFn.TimerParam(WINDOW),  # noqa: B008
-        wait: Any = beam.DoFn.TimerParam(WAIT),  # noqa: B008
+        messages: Any = beam.DoFn.StateParam(MESSAGES),  # noqa: B008
+        held: Any = beam.DoFn.StateParam(HELD),  # noqa: B008
+        due: Any = beam.DoFn.TimerParam(DUE),  # noqa: B008
+        drain: Any = beam.DoFn.TimerParam(DRAIN),  # noqa: B008
     ) -> Iterator[_Keyed]:
         """Keep a message, and yield a list that is full."""
-        length = len(element[1])
-        before = size.read() or 0
-        if before + length > self._size:
-            yield from _take(values, count, size, wait)
-            before = 0
-        window_end.set(window.end)
-        values.add(element)
-        count.add(1)
-        size.write(before + length)
-        waiting = count.read()
-        if waiting == 1:
-            wait.set(time.time() + self._seconds)
-        if waiting >= self._rows:
-            yield from _take(values, count, size, wait)
+        key, raw = element
+        count, size = held.read() or (0, 0)
+        if count and size + len(raw) > self._size:
+            yield from self.flush(key, messages, held, due)
+            count = size = 0
+        if not count:
+            due.set(time.time() + self._seconds)
+            drain.set(window.max_timestamp())
+        messages.add(raw)
+        held.write((count + 1, size + len(raw)))
+        if count + 1 >= self._rows:
+            yield from self.flush(key, messages, held, due)
 
-    @on_timer(WINDOW)
-    def at_the_end(
+    @on_timer(DUE)
+    @on_timer(DRAIN)
+    def flush(
         self,
-        values: Any = beam.DoFn.StateParam(VALUES),  # noqa: B008
-        count: Any = beam.DoFn.StateParam(COUNT),  # noqa: B008
-        size: Any = beam.DoFn.StateParam(BYTES),  # noqa: B008
-        wait: Any = beam.DoFn.TimerParam(WAIT),  # noqa: B008
+        key: Any = beam.DoFn.KeyParam,
+        messages: Any = beam.DoFn.StateParam(MESSAGES),  # noqa: B008
+        held: Any = beam.DoFn.StateParam(HELD),  # noqa: B008
+        due: Any = beam.DoFn.TimerParam(DUE),  # noqa: B008
     ) -> Iterator[_Keyed]:
-        """Yield what waits when the stream ends."""
-        return _take(values, count, size, wait)
-
-    @on_timer(WAIT)
-    def in_time(
-        self,
-        values: Any = beam.DoFn.StateParam(VALUES),  # noqa: B008
-        count: Any = beam.DoFn.StateParam(COUNT),  # noqa: B008
-        size: Any = beam.DoFn.StateParam(BYTES),  # noqa: B008
-        wait: Any = beam.DoFn.TimerParam(WAIT),  # noqa: B008
-    ) -> Iterator[_Keyed]:
-        """Yield what has waited long enough."""
-        return _take(values, count, size, wait)
-
-
-def _take(values: Any, count: Any, size: Any, wait: Any) -> Iterator[_Keyed]:
-    """Yield the messages that wait, if there are any, and forget them."""
-    if waiting := list(values.read()):
-        for state in (values, count, size, wait):
-            state.clear()
-        yield waiting[0][0], [raw for _, raw in waiting]
+        """Yield the messages that wait, if there are any, and forget them."""
+        if waiting := list(messages.read()):
+            for used in (messages, held, due):
+                used.clear()
+            yield key, waiting
 
 
 def _shard(keyed: tuple[bytes, bytes]) -> tuple[ShardedKey, bytes]:
@@ -194,20 +173,19 @@ class GatherMessages(beam.PTransform):
 
 @dataclass
 class _Group(beam.PTransform):
-    """The part of GatherMessages that runners recognize as Beam's GroupIntoBatches."""
+    """The part of GatherMessages that runners recognize, so that they choose the shards."""
 
     rows: int
     size: int
     wait_ms: int
 
     def expand(self, messages: beam.PCollection[Any]) -> beam.PCollection[Any]:
-        """Apply both steps with the names that Beam's have."""
+        """Shard by thread, and gather."""
         dofn = _ListsDoFn(self.rows, self.size, self.wait_ms / 1000)
         return (
             messages
-            | "Map(<lambda at util.py:1275>)"
-            >> beam.Map(_shard).with_output_types(tuple[ShardedKeyType[bytes], bytes])
-            | "GroupIntoBatches/ParDo(_GroupIntoBatchesDoFn)"
+            | "Shard" >> beam.Map(_shard).with_output_types(tuple[ShardedKeyType[bytes], bytes])
+            | "Wait"
             >> beam.ParDo(dofn).with_output_types(tuple[ShardedKeyType[bytes], list[bytes]])
         )
 
