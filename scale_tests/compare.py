@@ -140,11 +140,13 @@ def _rates(
         if found[0][name]["unit"] != "messages/s":
             continue
         one, other = found[0][name]["value"], found[1][name]["value"]
+        # Without a rate that failed, the true limit may be higher.
+        open_one, open_other = (result[name]["confidence"] != "high" for result in found)
         change = Change.SAME
         if other < one * (1 - limit):
-            change = Change.SLOWER
+            change = Change.UNKNOWN if open_other else Change.SLOWER
         elif other > one * (1 + limit):
-            change = Change.FASTER
+            change = Change.UNKNOWN if open_one else Change.FASTER
         yield Difference(name=name, unit="messages/s", before=one, after=other, change=change)
 
 

@@ -83,7 +83,7 @@ def find_knee(measure: Callable[[float], Judgement], search: Bisection) -> Knee:
 
 
 def _next(low: float | None, high: float | None, search: Bisection) -> float | None:
-    """Return the rate to try next; None if there is none."""
+    """Return the rate to try next; None at the end of the search."""
     if low is None:
         return None
     if high is None:

@@ -69,6 +69,10 @@ def read_result(folder: Path) -> tuple[dict[str, Any], pa.Table]:
     Raises:
         InputError: The folder does not hold the result of a test.
     """
+    if not (folder / "result.json").exists():
+        raise InputError(
+            f"{folder} has no result.json: name the folder that millrace scale-test wrote"
+        )
     try:
         return json.loads((folder / "result.json").read_bytes()), pq.read_table(
             folder / "samples.parquet"

@@ -151,16 +151,22 @@ class StreamTest:
             due=due,
             faulty=faulty,
         )
+        before = self.collected.count
         done = self.sending.publish(load)
         planned.at[:] = done.at
         ended = float(np.nanmax(done.at, initial=time.time()))
         wanted = int((~np.isnan(done.at)).sum())
+        seen = -1
         while True:
-            closed = time.time()
-            ledger = settle(planned, self.collected.results(), closed, wait)
-            answered = int((~np.isnan(ledger.arrived)).sum())
-            if answered >= wanted or closed > ended + wait:
-                return ledger, done.cpu, done.error
+            closed, count = time.time(), self.collected.count
+            over = closed > ended + wait
+            # Settling takes longer the more results there are, and disturbs their collection.
+            if over or (count != seen and count - before >= wanted):
+                ledger = settle(planned, self.collected.results(), closed, wait)
+                if over or int((~np.isnan(ledger.arrived)).sum()) >= wanted:
+                    return ledger, done.cpu, done.error
+            self.collected.check()
+            seen = count
             time.sleep(POLL_SECONDS)
 
     def outcome(self, interrupted: bool) -> Outcome:

@@ -13,7 +13,8 @@ from virtual_server import level, open_loop
 from common.errors import InputError, UsageError
 from scale_tests.__main__ import main
 from scale_tests.compare import Change, compare, read_share
-from scale_tests.level import judge
+from scale_tests.knee import Knee, Probe
+from scale_tests.level import Judgement, Verdict, judge
 from scale_tests.plan import Constant, Objective, Plan, Result
 from scale_tests.record import result, write
 from scale_tests.schedule import due_times
@@ -69,6 +70,31 @@ def test_lost_messages_are_worse_whatever_the_latencies_are() -> None:
     changes = found(outcome(0.004), outcome(0.002, lost=1))
     assert changes["1 constant"] is Change.LOST
     assert Change.LOST not in found(outcome(0.004, lost=1), outcome(0.004, lost=1)).values()
+
+
+def knee(rate: float, *, failed: bool) -> Outcome:
+    probes = (Probe(rate, Judgement(Verdict.SUSTAINED)),)
+    one = Knee(rate, rate * 1.1 if failed else None, probes)
+    return replace(outcome(0.002), knees=(one,))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [
+        ((1_000, True), (500, True), Change.SLOWER),
+        ((1_000, False), (500, True), Change.SLOWER),
+        ((500, True), (1_000, False), Change.FASTER),
+        ((1_000, True), (950, True), Change.SAME),
+        # A search that ended early has found a lower bound.
+        ((1_000, True), (500, False), Change.UNKNOWN),
+        ((500, False), (1_000, True), Change.UNKNOWN),
+    ],
+)
+def test_rates_are_compared_as_far_as_they_are_known(
+    before: tuple[float, bool], after: tuple[float, bool], change: Change
+) -> None:
+    one, other = (knee(rate, failed=failed) for rate, failed in (before, after))
+    assert found(one, other)["largest sustained rate"] is change
 
 
 def test_results_of_different_plans_are_refused() -> None:

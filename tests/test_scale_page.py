@@ -108,7 +108,8 @@ def test_a_folder_without_a_result_is_refused_in_one_line(tmp_path: Path, damage
         (tmp_path / "result.json").write_bytes(b'{"levels": [')
     if damage == "other":
         (tmp_path / "samples.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="does not hold the result of a scale test") as caught:
+    words = "has no result.json" if damage == "missing" else "does not hold the result of a scale"
+    with pytest.raises(InputError, match=words) as caught:
         write_report(tmp_path)
     assert "\n" not in str(caught.value)
 

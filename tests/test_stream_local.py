@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from pipelines.stream import subscription
 from pipelines.stream.in_process import STOPPING
 from pipelines.stream_local import COMMAND
 from pipelines.stream_vertex import COMMAND as STREAM_VERTEX
+from transforms.bigquery.append_stream import Append, DefaultStream
 from transforms.messages import decode as decode_messages
 from transforms.messages import lease
 
@@ -667,18 +667,29 @@ def _quietly(condition: Callable[[], bool]) -> bool:
         return False
 
 
-def test_an_append_is_retried_until_the_server_is_back(stream: Stream) -> None:
+def test_an_append_is_retried_until_the_server_is_back(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = stream.cloud.bigquery
     stream.input.publish(stream.bodies(0, 30))
+    killed, sent = threading.Event(), threading.Event()
+    start = DefaultStream.start
+
+    def seen(self: DefaultStream, rows: pa.RecordBatch) -> Append:
+        if killed.is_set():
+            sent.set()
+        return start(self, rows)
+
+    monkeypatch.setattr(DefaultStream, "start", seen)
 
     def crash() -> None:
         wait_until(lambda: _quietly(lambda: len(stream.query(stream.table)) > 0))
         server.kill()
+        killed.set()
         try:
             stream.input.publish([*stream.bodies(30, 60), b"not JSON"])
-            # By now the run sends rows to the server, which does not respond. Dead letters of the
-            # bundle may be published only after its rows.
-            time.sleep(3)
+            # The run sends rows to the server, which does not respond.
+            assert sent.wait(60)
         finally:
             server.start()
 
@@ -686,6 +697,7 @@ def test_an_append_is_retried_until_the_server_is_back(stream: Stream) -> None:
     # The client of BigQuery waits some seconds before it asks again for a table that is missing.
     code, err = stream.run(output_table=stream.table, stop_after_seconds=20)
     killer.join()
+    assert sent.is_set()
     assert code == 0, err
     assert "messages                61  of which 61 were decoded" in err
     rows = stream.query(stream.table)

@@ -16,7 +16,7 @@ import json
 import logging
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,8 @@ from apache_beam.transforms.core import RestrictionProvider
 
 from benchmarks.cpu_clock import CPU_SECONDS, CpuClock
 from benchmarks.machine import describe_machine, versions
-from benchmarks.stream.core import OPTIONS, SIZES, Step, gate, make_messages, ours, passed_on, stock
+from benchmarks.stream.core import OPTIONS, SIZES, Step, contestants, gate, passed_on, prepare
 from benchmarks.summary import spread
-from benchmarks.two_outputs import load_two_outputs
-from examples.transactions.build import build
-from examples.transactions.data import write_parquet
 
 # The first bundles load the model and fill caches.
 WARM_UP = 20
@@ -89,12 +86,7 @@ def compare(folder: Path, everything: Sequence[bytes], size: int, rounds: int) -
     """Compare the contestants at one number of messages per bundle."""
     bundles = 400 if size < 1_000 else 60
     messages = [everything[i % len(everything)] for i in range((bundles + WARM_UP) * size)]
-    steps: Mapping[str, Step] = {
-        "millrace": ours(folder / "model", _BATCH_ROWS),
-        "stock_beam": stock(folder / "model" / "model.pt", size),
-        "stock_beam_cut_model": stock(folder / "two.pt", size),
-        "passed_on": passed_on,
-    }
+    steps = {**contestants(folder, _BATCH_ROWS, size), "passed_on": passed_on}
     found: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -125,16 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build(folder, rows=100, train_rows=5_000, seed=11)
-        write_parquet(folder / "rows.parquet", 20_000, seed=11, fault_share=0.0)
-        load_two_outputs(folder / "model" / "model.pt").save(str(folder / "two.pt"))
-        everything = make_messages(folder / "rows.parquet", 20_000)
-        checked = {
-            "millrace": ours(folder / "model", _BATCH_ROWS),
-            "stock_beam": stock(folder / "model" / "model.pt", 100),
-            "stock_beam_cut_model": stock(folder / "two.pt", 100),
-        }
-        gate(everything[:2_000], checked, folder)
+        everything = prepare(folder, 20_000)
+        gate(everything[:2_000], contestants(folder, _BATCH_ROWS, 100), folder)
         for size in args.sizes:
             results["sizes"].append(compare(folder, everything, size, args.rounds))
             text = json.dumps(results, indent=1)

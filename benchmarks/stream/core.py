@@ -194,11 +194,7 @@ def compare(folder: Path, everything: Sequence[bytes], size: int, rounds: int) -
     """Compare the contestants at one number of messages per batch."""
     # Larger batches get more messages, so the extra cost of the first batches does not matter.
     messages = (list(everything) * 5)[: len(everything) * min(size, 25) // 5]
-    steps = {
-        "millrace": ours(folder / "model", size),
-        "stock_beam": stock(folder / "model" / "model.pt", size),
-        "stock_beam_cut_model": stock(folder / "two.pt", size),
-    }
+    steps = contestants(folder, size, size)
     gate(everything[:2_000], steps, folder)
     found = measure(messages, {**steps, "passed_on": passed_on}, rounds)
     own = found["millrace"]["median"]
@@ -207,6 +203,29 @@ def compare(folder: Path, everything: Sequence[bytes], size: int, rounds: int) -
     text = "; ".join(f"{name} {cost:.1f}, {ratios[name]} times" for name, cost in others.items())
     print(f"{size:>5} per batch: {own:8.1f} us per message; {text}", flush=True)
     return {"messages_a_batch": size, **found, "ratios": ratios}
+
+
+def prepare(folder: Path, count: int) -> list[bytes]:
+    """Write both models into a folder, and return messages."""
+    build(folder, rows=100, train_rows=5_000, seed=11)
+    write_parquet(folder / "rows.parquet", count, seed=11, fault_share=0.0)
+    load_two_outputs(folder / "model" / "model.pt").save(str(folder / "two.pt"))
+    return make_messages(folder / "rows.parquet", count)
+
+
+def contestants(folder: Path, batch_rows: int, size: int) -> dict[str, Step]:
+    """Return the steps to compare, with the models that `prepare` wrote.
+
+    Args:
+        folder: The folder of the models.
+        batch_rows: The most messages of a batch of Millrace.
+        size: The messages of a batch of stock Beam.
+    """
+    return {
+        "millrace": ours(folder / "model", batch_rows),
+        "stock_beam": stock(folder / "model" / "model.pt", size),
+        "stock_beam_cut_model": stock(folder / "two.pt", size),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -230,10 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build(folder, rows=100, train_rows=5_000, seed=11)
-        write_parquet(folder / "rows.parquet", args.messages, seed=11, fault_share=0.0)
-        load_two_outputs(folder / "model" / "model.pt").save(str(folder / "two.pt"))
-        everything = make_messages(folder / "rows.parquet", args.messages)
+        everything = prepare(folder, args.messages)
         for size in args.sizes:
             results["sizes"].append(compare(folder, everything, size, args.rounds))
             text = json.dumps(results, indent=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description="Test what a stream on this machine sustains.")
     parser.add_argument("--example", type=Path, default=Path("build/example"))
+    parser.add_argument(
+        "--plan", type=Path, default=PLAN, help="the plan (default: plans/demo.toml)"
+    )
     parser.add_argument("--output", type=Path, help="the folder of the result")
     args = parser.parse_args(argv)
     for installed, how in ((pubsub_jar(), PUBSUB_COMMAND), (is_installed(), INSTALL_COMMAND)):
@@ -83,10 +87,9 @@ def main(argv: list[str] | None = None) -> int:
         stream(servers, args.example / "model"),
         patch.dict(os.environ, servers.environment),
     ):
-        print(
-            f"$ millrace scale-test stream --plan plans/demo.toml --project {PROJECT}", flush=True
-        )
-        return scale_test(["stream", "--plan", str(PLAN), "--project", PROJECT, *output])
+        command = ["stream", "--plan", str(args.plan), "--project", PROJECT, *output]
+        print(f"$ millrace scale-test {shlex.join(command)}", flush=True)
+        return scale_test(command)
 
 
 if __name__ == "__main__":

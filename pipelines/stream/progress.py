@@ -222,7 +222,7 @@ def fate_of_messages(made: bool) -> str:
 def unseen_names(tally: Tally) -> list[str]:
     """Return a warning for each name that a flag names and that no row has had.
 
-    There is none before a row was scored.
+    There are no warnings before a row was scored.
 
     Args:
         tally: The counts of the run.

@@ -48,7 +48,7 @@ class Copies:
 
 
 def numbers_of(ids: np.ndarray, sent: np.ndarray) -> np.ndarray:
-    """Return the number of the message with each id; NOT_SENT if there is none.
+    """Return the number of the message with each id; NOT_SENT if no message has it.
 
     Args:
         ids: Ids of messages, in any order.

@@ -131,7 +131,7 @@ def recoveries(
 
 
 def _longest(found: Sequence[Record], *, during: bool) -> float | None:
-    """Return the longest time; None if there is none, or a message was lost."""
+    """Return the longest time; None without times, or if a message was lost."""
     times = [one["backlog_gone"] for one in found if one["during_outage"] == during]
     return None if not times or None in times else float(max(times))
 
