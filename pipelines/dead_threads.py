@@ -69,9 +69,17 @@ def end_when_threads_fail(grace_seconds: float = GRACE_SECONDS) -> None:
 
     def noticed(args: Any) -> None:
         watch.notice(args.exc_value)
-        # One line reports the lack of memory.
-        if args.exc_value is None or not is_of_memory(args.exc_value):
+        error = args.exc_value
+        # One line reports the lack of memory. A worker in a thread loses its connection when the
+        # runner stops; if it stops too early, the error of the run reports that.
+        if error is None or not (is_of_memory(error) or _is_lost_connection(error)):
             hook(args)
 
     threading.Thread.start = started  # type: ignore[method-assign, assignment]
     threading.excepthook = noticed
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    # If gRPC has not been imported, it has not raised the error.
+    grpc = sys.modules.get("grpc")
+    return grpc is not None and isinstance(error, grpc.RpcError)

@@ -1,5 +1,6 @@
 """The model of batch jobs: what must hold for any job, and the limits that it finds."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.fleet.__main__ import duration, table
 from benchmarks.fleet.check import predicted
-from benchmarks.fleet.job import Endpoint, Fleet, Job, Limits
+from benchmarks.fleet.job import RESULTS, Endpoint, Fleet, Job, Limits
 from benchmarks.fleet.scenarios import example_row
 from benchmarks.fleet.simulate import simulate
 from cloud.prices import Workers
@@ -62,6 +63,12 @@ def test_the_table_has_a_line_for_each_job() -> None:
 
 def test_a_run_here_takes_longer_with_more_rows() -> None:
     assert 0 < predicted(1_000_000) < predicted(10_000_000)
+
+
+def test_a_run_of_a_measured_size_takes_as_long_as_measured() -> None:
+    for size in json.loads((RESULTS / "files.json").read_text())["sizes"]:
+        seconds = size["contestants"]["millrace"]["run_seconds"]["median"]
+        assert predicted(size["rows"]) == pytest.approx(seconds, rel=0.1)
 
 
 @pytest.mark.parametrize(

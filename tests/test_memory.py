@@ -148,6 +148,22 @@ def test_a_thread_that_fails_for_another_reason_does_not_end_the_run() -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
+def test_a_thread_that_loses_its_connection_prints_nothing() -> None:
+    how = """
+import grpc
+def lose():
+    raise grpc.RpcError("Stream removed (Socket closed)")
+thread = threading.Thread(target=lose)
+thread.start()
+thread.join()
+"""
+    code = WAITS.format(how=how).replace("threading.Event().wait()", "")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_watch_survives_threads_that_fail_for_another_reason() -> None:
     how = """
 from concurrent.futures import ThreadPoolExecutor

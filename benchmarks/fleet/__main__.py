@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         "several names.",
         "runs": runs,
     }
+    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "fleet.json").write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -30,17 +30,17 @@ def predicted(rows: int) -> float:
         workers=Workers(count=1, vcpu=cores),
         slower=1.0,
         start_seconds=start,
-        shared=_shared(cpu_us, cores),
+        shared=_shared(cpu_us, start, cores),
     )
     job = Job(name="here", rows=rows, row=example_row(), fleet=fleet)
     return simulate(job).total
 
 
-def _shared(cpu_us: float, cores: int) -> float:
-    """Return the share of the cores that worked in the measured runs."""
+def _shared(cpu_us: float, start: float, cores: int) -> float:
+    """Return the share of the cores that worked in the measured runs after their start."""
     size = json.loads((RESULTS / "files.json").read_text())["sizes"][-1]
     seconds = size["contestants"]["millrace"]["run_seconds"]["median"]
-    return float(size["rows"] * cpu_us * 1e-6 / (seconds * cores))
+    return float(size["rows"] * cpu_us * 1e-6 / ((seconds - start) * cores))
 
 
 def run(bench: Bench, rows: int) -> Measured:

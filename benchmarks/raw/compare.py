@@ -168,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "gate": {"rows": GATE_ROWS, "passed": True},
         **found,
     }
+    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "raw.json").write_text(json.dumps(results, indent=1) + "\n")
     print(", ".join(f"{pair} {ratio:.3g}x" for pair, ratio in found["ratios"].items()))
     return 0

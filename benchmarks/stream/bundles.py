@@ -122,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for size in args.sizes:
             results["sizes"].append(compare(folder, everything, size, args.rounds))
             text = json.dumps(results, indent=1)
+            args.output.mkdir(parents=True, exist_ok=True)
             (args.output / "stream_bundles.json").write_text(text + "\n")
 
 
