@@ -19,8 +19,8 @@ from common.addresses import guard_output
 from common.command_line import CommandParser
 from common.errors import MillraceError, UsageError, one_line
 from common.terminal import print_error
-from scale_tests.plan import Plan
-from scale_tests.plan_file import read_plan
+from scale_tests.load.plan import Plan
+from scale_tests.load.plan_file import read_plan
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,9 +84,9 @@ def full_names(plan: Plan, project: str) -> Plan:
 
 def _stream(args: argparse.Namespace) -> int:
     from cloud.clients import Cloud
-    from scale_tests.page import write_report
-    from scale_tests.record import prepare, write
-    from scale_tests.stream import run_stream
+    from scale_tests.pages.page import write_report
+    from scale_tests.pages.record import prepare, write
+    from scale_tests.streams.stream import run_stream
 
     plan = read_plan(args.plan)
     if plan.target != "stream" or plan.result.source != "topic":
@@ -105,14 +105,14 @@ def _stream(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from scale_tests.page import write_report
+    from scale_tests.pages.page import write_report
 
     print(f"wrote {write_report(args.folder)}")
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from scale_tests.compare import PAGE, read_share, write_comparison
+    from scale_tests.pages.compare import PAGE, read_share, write_comparison
 
     path = args.output or args.after / PAGE
     limit = read_share(args.fail_if_slower)

@@ -29,7 +29,7 @@ from pipelines.replay import command as replay
 from resources import flags as resources
 from resources.config import read_config
 from scale_tests import __main__ as scale_tests
-from scale_tests.plan_file import parse_plan
+from scale_tests.load.plan_file import parse_plan
 from serving import settings
 from serving.deploy import flags as deploy_flags
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_server import results, sent
 
-from scale_tests.accounts import Fate, Ledger, Results, Sent, settle, strays
+from scale_tests.measures.accounts import Fate, Ledger, Results, Sent, settle, strays
 
 WAIT = 10.0
 NOW = 1_700_000_000.0

@@ -12,13 +12,13 @@ from virtual_server import level, open_loop
 
 from common.errors import InputError, UsageError
 from scale_tests.__main__ import main
-from scale_tests.compare import Change, compare, read_share
-from scale_tests.knee import Knee, Probe
-from scale_tests.level import Judgement, Verdict, judge
-from scale_tests.plan import Constant, Objective, Plan, Result
-from scale_tests.record import result, write
-from scale_tests.schedule import due_times
-from scale_tests.stream import Outcome
+from scale_tests.load.plan import Constant, Objective, Plan, Result
+from scale_tests.load.schedule import due_times
+from scale_tests.measures.knee import Knee, Probe
+from scale_tests.measures.level import Judgement, Verdict, judge
+from scale_tests.measures.outcome import Outcome
+from scale_tests.pages.compare import Change, compare, read_share
+from scale_tests.pages.record import result, write
 
 PHASE = Constant(rate=100, seconds=60)
 PLAN = Plan(

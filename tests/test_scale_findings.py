@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from virtual_server import level, open_loop
 
 from cloud.prices import STREAMING, Workers
-from scale_tests.findings import (
+from scale_tests.load.plan import Constant
+from scale_tests.load.schedule import due_times
+from scale_tests.measures.findings import (
     Finding,
     best_request,
     bottleneck,
@@ -18,11 +20,9 @@ from scale_tests.findings import (
     sustainable_rate,
     workers_per_replica,
 )
-from scale_tests.knee import Knee, Probe
-from scale_tests.level import Judgement, Level, Verdict
-from scale_tests.plan import Constant
-from scale_tests.schedule import due_times
-from scale_tests.stamps import MOMENTS, breakdown, refine
+from scale_tests.measures.knee import Knee, Probe
+from scale_tests.measures.level import Judgement, Level, Verdict
+from scale_tests.measures.stamps import MOMENTS, breakdown, refine
 
 GOOD, BAD = Judgement(Verdict.SUSTAINED), Judgement(Verdict.FAILED, ("slow",))
 NAMES = [name for name, _ in MOMENTS]

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from libraries import need_library
 from virtual_server import level, open_loop, results, sent
 
-from scale_tests.accounts import settle
-from scale_tests.backlog import Growth, backlog, growth
-from scale_tests.knee import find_knee
-from scale_tests.level import Judgement, Level, Verdict, judge
-from scale_tests.plan import Bisection, Constant, Objective, Sender
-from scale_tests.schedule import due_times, probe
+from scale_tests.load.plan import Bisection, Constant, Objective, Sender
+from scale_tests.load.schedule import due_times, probe
+from scale_tests.measures.accounts import settle
+from scale_tests.measures.backlog import Growth, backlog, growth
+from scale_tests.measures.knee import find_knee
+from scale_tests.measures.level import Judgement, Level, Verdict, judge
 
 OBJECTIVE = Objective(latency_ms=200)
 SENDER = Sender()

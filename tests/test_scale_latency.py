@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from libraries import need_library
 from virtual_server import closed_loop, open_loop, stalled
 
-from scale_tests.latency import INSUFFICIENT, PERCENTILES, Latencies, ranks
-from scale_tests.plan import Constant
-from scale_tests.schedule import due_times
+from scale_tests.load.plan import Constant
+from scale_tests.load.schedule import due_times
+from scale_tests.measures.latency import INSUFFICIENT, PERCENTILES, Latencies, ranks
 
 # HdrHistogram keeps three digits.
 PRECISION = 1e-3

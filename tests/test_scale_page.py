@@ -13,14 +13,14 @@ from libraries import need_library
 from virtual_server import level, open_loop
 
 from common.errors import InputError
-from scale_tests.knee import find_knee
-from scale_tests.level import Judgement, Level, judge
-from scale_tests.page import page, read_result, write_report
-from scale_tests.plan import Bisection, Constant, Objective, Plan, Result
-from scale_tests.record import write
-from scale_tests.schedule import due_times, probe
-from scale_tests.stamps import breakdown
-from scale_tests.stream import Outcome
+from scale_tests.load.plan import Bisection, Constant, Objective, Plan, Result
+from scale_tests.load.schedule import due_times, probe
+from scale_tests.measures.knee import find_knee
+from scale_tests.measures.level import Judgement, Level, judge
+from scale_tests.measures.outcome import Outcome
+from scale_tests.measures.stamps import breakdown
+from scale_tests.pages.page import page, read_result, write_report
+from scale_tests.pages.record import write
 
 SEARCH = Bisection(lowest=50, highest=400, seconds=13.0, precision=0.05)
 PLAN = Plan(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import UsageError
-from scale_tests.plan import Bisection, Constant, Plan, WarmUp
-from scale_tests.plan_file import line_of, parse_plan, read_plan
+from scale_tests.load.plan import Bisection, Constant, Plan, WarmUp
+from scale_tests.load.plan_file import line_of, parse_plan, read_plan
 
 ROOT = Path(__file__).parents[1]
 GOOD = """\

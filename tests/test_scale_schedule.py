@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scale_tests.plan import Bisection, Burst, Constant, Offline, PhaseKind, Ramp, Spike, WarmUp
-from scale_tests.schedule import due_times, probe, stretches
+from scale_tests.load.plan import (
+    Bisection,
+    Burst,
+    Constant,
+    Offline,
+    PhaseKind,
+    Ramp,
+    Spike,
+    WarmUp,
+)
+from scale_tests.load.schedule import due_times, probe, stretches
 
 rates = st.floats(0.1, 2_000)
 lengths = st.floats(0.1, 20)

@@ -18,11 +18,11 @@ from pubsub_mailbox import Mailbox
 from common.errors import InputError
 from examples.local_cloud import LocalCloud
 from scale_tests import __main__ as scale_command
-from scale_tests import stream
-from scale_tests.accounts import Fate
-from scale_tests.latency import Latencies
-from scale_tests.plan import Rows
-from scale_tests.rows import make_bodies
+from scale_tests.load.plan import Rows
+from scale_tests.load.rows import make_bodies
+from scale_tests.measures.accounts import Fate
+from scale_tests.measures.latency import Latencies
+from scale_tests.streams import stream
 
 PLAN = """\
 target = "stream"

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_tests.accounts import Results, Sent, settle
-from scale_tests.level import Level
+from scale_tests.measures.accounts import Results, Sent, settle
+from scale_tests.measures.level import Level
 
 Floats = NDArray[np.float64]
 

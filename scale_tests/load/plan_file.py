@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from common.errors import UsageError, suggest
-from scale_tests.plan import Offline, PhaseKind, Plan, Target, Values
+from scale_tests.load.plan import Offline, PhaseKind, Plan, Target, Values
 
 Place = tuple[str | int, ...]
 

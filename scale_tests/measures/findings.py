@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cloud.prices import STREAMING, Workers
-from scale_tests.knee import Knee
-from scale_tests.latency import INSUFFICIENT
-from scale_tests.level import Judgement, Level, Verdict
+from scale_tests.measures.knee import Knee
+from scale_tests.measures.latency import INSUFFICIENT
+from scale_tests.measures.level import Judgement, Level, Verdict
 
 Confidence = Literal["high", "medium", "low", "insufficient data"]
 HOURS_PER_MONTH = 730

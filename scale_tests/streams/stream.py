@@ -12,40 +12,22 @@ import numpy as np
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import InputError, JobError
-from scale_tests.accounts import Ledger, Sent, settle, strays
-from scale_tests.collector import Collectors, collecting
-from scale_tests.knee import Knee, find_knee
-from scale_tests.level import Judgement, Level, judge
-from scale_tests.plan import Bisection, Burst, PhaseKind, Plan, WarmUp
-from scale_tests.rows import Bodies, make_bodies
-from scale_tests.schedule import due_times, probe, stretches
-from scale_tests.sender import Load, Senders, senders
-from scale_tests.stamps import breakdown
+from scale_tests.load.plan import Bisection, Burst, PhaseKind, Plan, WarmUp
+from scale_tests.load.rows import Bodies, make_bodies
+from scale_tests.load.schedule import due_times, probe, stretches
+from scale_tests.measures.accounts import Ledger, Sent, settle, strays
+from scale_tests.measures.knee import Knee, find_knee
+from scale_tests.measures.level import Judgement, Level, judge
+from scale_tests.measures.outcome import Outcome
+from scale_tests.measures.stamps import breakdown
+from scale_tests.streams.collector import Collectors, collecting
+from scale_tests.streams.sender import Load, Senders, senders
 
 # Between the moment a level is planned and its first message.
 LEAD_SECONDS = 0.5
 # A pipeline that runs answers a message within this time.
 ANSWER_SECONDS = 30.0
 POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a test showed.
-
-    Attributes:
-        test_id: The id that its messages carry.
-        levels: The levels in their order, each with its judgement.
-        knees: The results of the searches.
-        strays: How many results carry the id of the test, but no sequence number of a level.
-        interrupted: Whether the test ended before its plan.
-    """
-
-    test_id: str
-    levels: tuple[tuple[Level, Judgement], ...]
-    knees: tuple[Knee, ...]
-    strays: int
-    interrupted: bool
 
 
 @dataclass

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from common.errors import InputError, UsageError
 from common.html_pages.page import Cell, Chart, Section, Table, Text, Tone, write_page
-from scale_tests import charts
-from scale_tests.page import read_result, write_html
+from scale_tests.pages import charts
+from scale_tests.pages.page import read_result, write_html
 
 PAGE = "comparison.html"
 

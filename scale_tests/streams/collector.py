@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import InputError
-from scale_tests.accounts import Results
+from scale_tests.measures.accounts import Results
 
 # Pub/Sub deletes a subscription that a killed test left behind after this time.
 EXPIRES_SECONDS = 86_400

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_tests.plan import (
+from scale_tests.load.plan import (
     Bisection,
     Burst,
     Constant,

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from common.errors import InputError, one_line
-from scale_tests.plan import Rows
+from scale_tests.load.plan import Rows
 
 # This many different rows are made. Longer tests send them in turn.
 DIFFERENT = 2_000

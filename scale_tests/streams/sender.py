@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cloud.clients import Cloud
 from cloud.errors import explain, retry
 from common.errors import JobError
-from scale_tests.rows import Bodies
+from scale_tests.load.rows import Bodies
 
 Floats = NDArray[np.float64]
 # Requests of a process that run at the same time. Messages that become due while all of them run

@@ -9,11 +9,11 @@ from enum import StrEnum
 
 import numpy as np
 
-from scale_tests.accounts import Fate, Ledger
-from scale_tests.backlog import Growth, growth
-from scale_tests.latency import Latencies
-from scale_tests.plan import Objective, Sender
-from scale_tests.stamps import Part
+from scale_tests.load.plan import Objective, Sender
+from scale_tests.measures.accounts import Fate, Ledger
+from scale_tests.measures.backlog import Growth, growth
+from scale_tests.measures.latency import Latencies
+from scale_tests.measures.stamps import Part
 
 # A backlog that grows by less than this share of the rate does not count as growing: even a queue
 # that keeps up with Poisson arrivals changes by that much in a minute.

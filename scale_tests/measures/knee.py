@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scale_tests.level import Judgement, Verdict
-from scale_tests.plan import Bisection
+from scale_tests.load.plan import Bisection
+from scale_tests.measures.level import Judgement, Verdict
 
 # How often a rate is tried if the load was not as planned, or the messages were too few.
 ATTEMPTS = 2

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import OutputError, one_line
-from scale_tests.findings import Finding, bottleneck, sustainable_rate
-from scale_tests.level import Judgement, Level, Verdict
-from scale_tests.plan import Plan
-from scale_tests.stream import Outcome
+from scale_tests.load.plan import Plan
+from scale_tests.measures.findings import Finding, bottleneck, sustainable_rate
+from scale_tests.measures.level import Judgement, Level, Verdict
+from scale_tests.measures.outcome import Outcome
 
 
 def write(outcome: Outcome, plan: Plan, folder: Path) -> None:

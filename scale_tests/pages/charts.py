@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scale_tests.accounts import Fate
-from scale_tests.backlog import backlog
+from scale_tests.measures.accounts import Fate
+from scale_tests.measures.backlog import backlog
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from common.errors import InputError, OutputError, one_line
 from common.html_pages.page import Cell, Chart, Code, Section, Table, Text, Tone, number, write_page
-from scale_tests import charts
-from scale_tests.level import Verdict
+from scale_tests.measures.level import Verdict
+from scale_tests.pages import charts
 
 PAGE = "report.html"
 _TONES: Mapping[str, Tone] = {

@@ -1,0 +1,1 @@
+"""What a test sends, and when: plans, schedules and rows."""

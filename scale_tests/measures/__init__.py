@@ -1,0 +1,1 @@
+"""What a test showed: accounts, latencies, levels, and what follows from them."""

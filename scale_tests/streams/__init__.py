@@ -1,0 +1,1 @@
+"""Tests of a stream: senders of messages, and collectors of results."""
