@@ -5,7 +5,9 @@ python -m benchmarks.stream.core --output benchmarks/results
 The same serialized PubsubMessages pass through both on FnApiRunner, in batches of 1, 10, 100 and
 1,000 messages, like the bundles of a streaming runner. Two of the model's 13 outputs are written.
 Stock Beam runs twice: with the complete model, and with the model that Millrace has cut to these
-two outputs. The cost of a pipeline that only passes messages on is also measured, and subtracted.
+two outputs. `plain_rows` is what Millrace would cost without record batches, but also without
+most of what it does. The cost of a pipeline that only passes messages on is also measured, and
+subtracted.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from benchmarks.contestant import LATENT_OUTPUT, SCORE_OUTPUT
 from benchmarks.cpu_clock import CPU_SECONDS, CpuClock
 from benchmarks.machine import describe_machine, versions
+from benchmarks.stream.plain_rows import PlainRows
 from benchmarks.summary import spread
 from benchmarks.two_outputs import load_two_outputs
 from common.json_objects import json_objects
@@ -41,7 +44,7 @@ from model_handlers.package import read_manifest
 from model_handlers.tolerance import TOLERANCE
 from model_handlers.torch_model import TorchModelHandler
 from transforms.chain import Each
-from transforms.encode import EncodeRows, choose_fields
+from transforms.encode import EncodeRows, OutputFields, choose_fields
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MESSAGE_BYTES, DecodeDoFn, MessageFormat
 from transforms.messages.message import Message, serialize
@@ -67,12 +70,19 @@ def make_messages(path: Path, count: int) -> list[bytes]:
     ]
 
 
-def ours(model: Path, size: int) -> Step:
-    """Return the step of Millrace from messages to the JSON of their scores."""
+def _handler(model: Path, size: int) -> tuple[TorchModelHandler, OutputFields]:
+    """Return the handler of the model of a package, and the fields of a row."""
     manifest = read_manifest(str(model)).choose(SCORE_OUTPUT)
     fields = choose_fields(manifest, [LATENT_OUTPUT], stream=True)
-    provenance = Provenance.of(manifest, "bench", "bench")
     handler = TorchModelHandler(str(model), manifest, outputs=fields.needed, batch_rows=size)
+    return handler, fields
+
+
+def ours(model: Path, size: int) -> Step:
+    """Return the step of Millrace from messages to the JSON of their scores."""
+    handler, fields = _handler(model, size)
+    manifest = handler.manifest
+    provenance = Provenance.of(manifest, "bench", "bench")
     read = MessageFormat(RowFormat(manifest, None, (), CARRIED))
 
     def step(messages: beam.PCollection) -> beam.PCollection:
@@ -84,6 +94,13 @@ def ours(model: Path, size: int) -> Step:
         return rows | "Json" >> beam.FlatMap(json_objects)
 
     return step
+
+
+def plain(model: Path, size: int) -> Step:
+    """Return the same step with plain rows instead of record batches."""
+    handler, _ = _handler(model, size)
+    provenance = Provenance.of(handler.manifest, "bench", "bench")
+    return lambda messages: messages | beam.ParDo(PlainRows(handler, provenance, size))
 
 
 def stock(script: Path, size: int) -> Step:
@@ -219,10 +236,11 @@ def contestants(folder: Path, batch_rows: int, size: int) -> dict[str, Step]:
     Args:
         folder: The folder of the models.
         batch_rows: The most messages of a batch of Millrace.
-        size: The messages of a batch of stock Beam.
+        size: The messages of a batch of the other steps.
     """
     return {
         "millrace": ours(folder / "model", batch_rows),
+        "plain_rows": plain(folder / "model", size),
         "stock_beam": stock(folder / "model" / "model.pt", size),
         "stock_beam_cut_model": stock(folder / "two.pt", size),
     }

@@ -91,7 +91,7 @@ def report(
     return {
         "messages": len(ids),
         "faulty": int(np.count_nonzero(expected)),
-        "sent_late_ms": [round(v * 1e3, 1) for v in np.percentile(late, [50, 95, 99, 100]).tolist()],
+        "sent_late_ms": np.percentile(late * 1e3, [50, 95, 99, 100]).round(1).tolist(),
         "lives": {
             end: sum(life.end == end for life in lives) for end in ("killed", "failed", "finished")
         },
