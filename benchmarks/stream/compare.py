@@ -1,10 +1,11 @@
-"""Compares `pipelines.stream_local` of two checkouts of this repository in one run.
+"""Compares the streams of two checkouts of this repository in one run.
 
 python -m benchmarks.stream.compare --before ../checkout-of-an-earlier-commit
 
-Each round runs both, one after the other, with new servers: an idle subscription, then messages at
-a fixed rate, then messages as fast as their results arrive. Both use the installed libraries of
-this checkout.
+Each round runs stream_local of both, one after the other, with new servers: an idle subscription,
+then messages at a fixed rate, then messages as fast as their results arrive. Then it does the same
+with stream_vertex, whose endpoint is the server of this checkout. Both checkouts use the installed
+libraries of this one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ import psutil
 
 from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
+from benchmarks.serving.servers import server
 from benchmarks.stream.latency import SEED, figures, schedule, send
 from benchmarks.stream.memory import feed
 from benchmarks.stream.run import (
@@ -32,8 +37,10 @@ from benchmarks.stream.run import (
     streaming,
 )
 from benchmarks.summary import Record
+from examples.local_cloud import LocalCloud, free_port
 
 HERE = Path(__file__).parents[2]
+PIPELINES = ("stream_local", "stream_vertex")
 BODIES = 2_000
 RATE = 200
 METHOD = {
@@ -54,12 +61,27 @@ def idle(running: Running, seconds: float) -> float:
     return round((running.cpu_seconds - cpu) / (time.monotonic() - start), 4)
 
 
+@contextmanager
+def endpoint_of(pipeline: str, model: Path, folder: Path) -> Iterator[str]:
+    """Run the endpoint that a pipeline needs, and yield its URL, or nothing for stream_local."""
+    if pipeline == "stream_local":
+        yield ""
+        return
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command = f"serving run --model_path {model} --outputs all --port {port}"
+    with server(command, f"{address}/health", folder):
+        yield f"{address}/predict"
+
+
 def measure(
-    checkout: Path, model: Path, bodies: Sequence[bytes], seconds: int, count: int
+    start_stream: Callable[[LocalCloud], AbstractContextManager[Running]],
+    bodies: Sequence[bytes],
+    seconds: int,
+    count: int,
 ) -> Record:
-    """Return the figures of the stream of a checkout."""
+    """Return the figures of a stream that the function starts."""
     with local_servers() as on:
-        with streaming(on, model, bodies, checkout) as running:
+        with start_stream(on) as running:
             found: Record = {"idle_cpu": idle(running, seconds / 2)}
             due = time.time() + 1.0 + schedule(RATE, seconds, SEED)
             cpu, start = running.cpu_seconds, time.monotonic()
@@ -70,7 +92,7 @@ def measure(
             running.subscriber.wait_for(WARM_UP + len(due))
         found |= figures(due, sent, running.subscriber.stop())
     with local_servers() as on:
-        with streaming(on, model, bodies, checkout) as running:
+        with start_stream(on) as running:
             cpu, start = running.cpu_seconds, time.monotonic()
             feed(running, bodies, count)
             took, used = time.monotonic() - start, running.cpu_seconds - cpu
@@ -89,7 +111,7 @@ def line(name: str, found: Record) -> str:
     """Return a line about the figures of a stream."""
     latency = found["latency_ms"]
     return (
-        f"{name:>7}: idle {found['idle_cpu']:.1%} of a core; {RATE}/s: p50 {latency['p50']:.0f} "
+        f"{name:>20}: idle {found['idle_cpu']:.1%} of a core; {RATE}/s: p50 {latency['p50']:.0f} "
         f"p99 {latency['p99']:.0f} ms, {found['pipeline_cpu']:.2f} cores, {found['lost']} lost, "
         f"{found['doubled']} doubled, machine {found['machine_busy']:.0%} busy; as fast as they "
         f"come {found['messages_per_second']:,}/s, {found['cpu_us_per_message']:.0f} us each"
@@ -109,17 +131,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=PIPELINES)
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--messages", type=int, default=40_000)
     args = parser.parse_args(argv)
     args.workdir.mkdir(parents=True, exist_ok=True)
     model, bodies = Bench(args.workdir.resolve(), ()).model(), make_bodies(BODIES)
     both = {"before": args.before.resolve(), "after": HERE}
-    results: dict[str, list[Record]] = {name: [] for name in both}
-    for _ in range(args.rounds):
-        for name, checkout in both.items():
-            results[name].append(measure(checkout, model, bodies, args.seconds, args.messages))
-            print(line(name, results[name][-1]), flush=True)
+    results: dict[str, dict[str, list[Record]]] = {
+        pipeline: {name: [] for name in both} for pipeline in args.pipelines
+    }
+    for pipeline, (name, checkout) in list(product(args.pipelines, both.items())) * args.rounds:
+        with endpoint_of(pipeline, model, args.workdir) as url:
+            stream = partial(streaming, model=model, bodies=bodies, checkout=checkout, endpoint=url)
+            found = measure(stream, bodies, args.seconds, args.messages)
+        results[pipeline][name].append(found)
+        print(line(f"{pipeline} {name}", found), flush=True)
     commits = {name: commit_of(checkout) for name, checkout in both.items()}
     write_results(
         args.output / "stream_compare.json",

@@ -1,4 +1,4 @@
-"""Runs `pipelines.stream_local` in a process between a sender and a subscriber of its output.
+"""Runs the pipeline of a stream in a process between a sender and a subscriber of its output.
 
 Pub/Sub is Google's emulator. The field `sequence` numbers the messages, and the results contain it.
 """
@@ -208,19 +208,25 @@ class Running:
 
 @contextmanager
 def streaming(
-    on: LocalCloud, model: Path, bodies: Sequence[bytes], checkout: Path | None = None
+    on: LocalCloud,
+    model: Path,
+    bodies: Sequence[bytes],
+    checkout: Path | None = None,
+    endpoint: str = "",
 ) -> Iterator[Running]:
-    """Start the pipeline, warm it up, and stop it when the block ends.
+    """Start stream_local or stream_vertex, warm it up, and stop it when the block ends.
 
     Args:
         on: The emulators.
         model: The package of the model.
         bodies: As for `numbered`.
         checkout: The checkout of this repository whose pipeline runs; None for this one.
+        endpoint: The URL of an endpoint with the model, for stream_vertex.
 
     Raises:
         ContestantError: The pipeline failed or wrote a dead letter.
     """
+    name = "stream_vertex" if endpoint else "stream_local"
     flags = {
         "input_subscription": subscription("in"),
         "model": str(model),
@@ -229,8 +235,10 @@ def streaming(
         "dead_letter_topic": topic("dead"),
         "report_seconds": "3600",
     }
-    pairs = [text for name, value in flags.items() for text in (f"--{name}", value)]
-    command = [sys.executable, "-m", "pipelines.stream_local", *pairs]
+    if endpoint:
+        flags["endpoint_url"] = endpoint
+    pairs = [text for flag, value in flags.items() for text in (f"--{flag}", value)]
+    command = [sys.executable, "-m", f"pipelines.{name}", *pairs]
     subscriber = Subscriber(on)
     subscriber.start()
     with subprocess.Popen(
@@ -241,12 +249,12 @@ def streaming(
             running.publish(numbered(bodies, range(-WARM_UP, 0)))
             subscriber.wait_for(WARM_UP)
             if subscriber.count < WARM_UP:
-                raise ContestantError("stream_local did not score the first messages")
+                raise ContestantError(f"{name} did not score the first messages")
             yield running
         finally:
             process.terminate()
             printed = process.communicate()[1]
     if process.returncode or "dead letters             0" not in printed:
         raise ContestantError(
-            f"stream_local ended with exit code {process.returncode}: {printed[-1000:]}"
+            f"{name} ended with exit code {process.returncode}: {printed[-1000:]}"
         )
