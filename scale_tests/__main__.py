@@ -73,12 +73,17 @@ def show(text: str) -> None:
 
 
 def full_names(plan: Plan, project: str) -> Plan:
-    """Return a plan in which topics without a project belong to this one."""
+    """Return a plan in which topics and a table without a project belong to this one."""
 
     def full(topic: str) -> str:
         return topic if "/" in topic else f"projects/{project}/topics/{topic}"
 
-    names = {"name": full(plan.result.name), "dead_letters": full(plan.result.dead_letters)}
+    name = plan.result.name.replace(":", ".")
+    table = name if name.count(".") == 2 else f"{project}.{name}"
+    names = {
+        "name": table if plan.result.source == "table" else full(name),
+        "dead_letters": full(plan.result.dead_letters),
+    }
     return replace(plan, send_to=full(plan.send_to), result=replace(plan.result, **names))
 
 
@@ -89,8 +94,8 @@ def _stream(args: argparse.Namespace) -> int:
     from scale_tests.streams.stream import run_stream
 
     plan = read_plan(args.plan)
-    if plan.target != "stream" or plan.result.source != "topic":
-        raise UsageError(f"{args.plan}: expected target 'stream' and result.source 'topic'")
+    if plan.target != "stream":
+        raise UsageError(f"{args.plan}: expected target 'stream', got {plan.target!r}")
     for library in ("hdrh", "scipy", "vl_convert"):
         if importlib.util.find_spec(library) is None:
             raise UsageError("scale tests need more packages: run pip install 'millrace[scale]'")

@@ -63,6 +63,7 @@ def test_a_plan_has_typed_values_and_defaults() -> None:
         ('"topic"', '"topc"', 9, "or report, got 'topc' (did you mean 'topic'"),
         ('"topic"', '"answer"', 9, "target 'stream' needs 'topic' or 'table', got 'answer'"),
         ('name = "out"', "", 8, "result.name is missing: name the topic"),
+        ('"topic"', '"table"', 10, "result.name: expected dataset.table or project.dataset.table"),
         ('"stream"', '"batch"', 9, "target 'batch' needs 'report', got 'topic'"),
         ('"warm_up"', '"warmup"', 15, "got 'warmup' (did you mean 'warm_up'"),
         ("rate = 10", 'rate = "10"', 16, "phases[0].rate: expected a number, got text"),

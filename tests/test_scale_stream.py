@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from command_line import assert_one_line_error, words
+from google.cloud import bigquery
 from libraries import need_library
 from pubsub_mailbox import Mailbox
+from waiting import wait_until
 
 from common.errors import InputError
 from examples.local_cloud import LocalCloud
@@ -23,6 +25,7 @@ from scale_tests.load.rows import make_bodies
 from scale_tests.measures.accounts import Fate
 from scale_tests.measures.latency import Latencies
 from scale_tests.streams import stream
+from scale_tests.streams.table_collector import TableCollector
 
 PLAN = """\
 target = "stream"
@@ -77,14 +80,15 @@ class Stand:
         return scale_command.main(["stream", *words(flags)])
 
     @contextmanager
-    def scoring(self, model: Path) -> Iterator[None]:
-        """Run the pipeline in a process of its own."""
+    def scoring(self, model: Path, table: str = "") -> Iterator[None]:
+        """Run the pipeline in a process of its own, with a topic or a table for its rows."""
+        sink = {"output_table": table} if table else {"output_topic": self.output.topic}
         flags = {
             "input_subscription": self.input.subscription,
             "model": model,
             "score_output": "normalized_MAE",
-            "output_topic": self.output.topic,
             "dead_letter_topic": self.dead.topic,
+            **sink,
         }
         command = [sys.executable, "-m", "pipelines.stream_local", *words(flags)]
         with subprocess.Popen(command, env=self.on.environ(), stderr=subprocess.DEVNULL) as process:
@@ -140,6 +144,54 @@ def test_every_message_of_a_stream_is_accounted_for(
     # The subscriptions of the test are gone, and that of the user has all results.
     assert not stand.subscriptions()
     assert len(stand.output.take(2_000)) > 2
+
+
+def test_results_are_read_from_the_table_of_a_stream(stand: Stand, example: Path) -> None:
+    client, table = stand.on.cloud.bigquery(), f"streams.rows_{stand.id}"
+    full = f"{stand.on.cloud.project}.{table}"
+    of_table = PLAN.replace('"topic"', '"table"').replace('"out-{id}"', '"streams.rows_{id}"')
+    stand.plan.write_text(of_table.format(id=stand.id))
+
+    def exists() -> bool:
+        return any(one.table_id == f"rows_{stand.id}" for one in client.list_tables("streams"))
+
+    with stand.scoring(example / "model", table):
+        wait_until(exists)
+        assert stand.run() == 0
+    result = json.loads((stand.folder / "out" / "result.json").read_text())
+    for level in result["levels"]:
+        accounts = level["accounts"]
+        assert accounts["planned"] == accounts["scored"] + accounts["dead_lettered"] > 0
+        assert accounts["duplicates"] == accounts["lost"] == level["wrong_results"] == 0
+        assert {part["name"] for part in level["parts"]} >= {"queue", "pipeline", "delivery"}
+    # A row that is there twice is a duplicate, and a row of another test is none.
+    own = result["test_id"]
+    reader = TableCollector(stand.on.cloud, full, own)
+    reader.receive()
+    before = reader.count
+    copy = f"INSERT INTO `{full}` SELECT * FROM `{full}` WHERE sequence <= 100"
+    client.query(copy).result()
+    reader.receive()
+    assert before + 80 < reader.count <= before + 101
+    other = TableCollector(stand.on.cloud, full, "other")
+    other.receive()
+    assert other.count == 0
+
+
+@pytest.mark.parametrize("columns", [None, ["sequence"]])
+def test_a_table_without_the_columns_of_a_test_is_named(
+    stand: Stand, columns: list[str] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, name = stand.on.cloud.bigquery(), f"streams.rows_{stand.id}"
+    if columns:
+        fields = [bigquery.SchemaField(column, "INTEGER") for column in columns]
+        client.create_table(bigquery.Table(f"{stand.on.cloud.project}.{name}", fields))
+    of_table = PLAN.replace('"topic"', '"table"').replace('"out-{id}"', f'"{name}"')
+    stand.plan.write_text(of_table.format(id=stand.id))
+    code = stand.run()
+    expected = "lacks test_id, scored_at: expected the table" if columns else "cannot be read"
+    assert_one_line_error((code, *capsys.readouterr()), 1, f"{name} ", expected)
+    assert not stand.subscriptions()
 
 
 def test_a_stream_that_does_not_run_is_noticed(

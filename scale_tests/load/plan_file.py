@@ -22,6 +22,7 @@ SOURCES: Mapping[Target, tuple[str, ...]] = {
     "endpoint": ("answer",),
     "batch": ("report",),
 }
+_TABLE = re.compile(r"([\w:.-]+[.:])?\w+\.\w+")
 _KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false"}
 _KINDS |= {"array": "a list", "object": "a table", "null": "nothing"}
 _COMPARED = {">=": "of at least", "<=": "of at most", ">": "above", "<": "below"}
@@ -69,6 +70,12 @@ def contradictions(plan: Plan) -> Iterator[tuple[Place, str]]:
         )
     if plan.result.source in ("topic", "table") and not plan.result.name:
         yield ("result",), f"result.name is missing: name the {plan.result.source} of the results"
+    elif plan.result.source == "table" and not _TABLE.fullmatch(plan.result.name):
+        yield (
+            ("result", "name"),
+            "result.name: expected dataset.table or project.dataset.table, of letters, digits and "
+            f"_, got {plan.result.name!r}",
+        )
     if plan.target != "batch" and not plan.send_to:
         what = "topic that the stream reads" if plan.target == "stream" else "URL of the endpoint"
         yield ("target",), f"send_to is missing: name the {what}"

@@ -20,7 +20,7 @@ from scale_tests.measures.knee import Knee, find_knee
 from scale_tests.measures.level import Judgement, Level, judge
 from scale_tests.measures.outcome import Outcome
 from scale_tests.measures.stamps import breakdown
-from scale_tests.streams.collector import Collectors, collecting
+from scale_tests.streams.collectors import Collectors, collecting
 from scale_tests.streams.sender import Load, Senders, senders
 
 # Between the moment a level is planned and its first message.
@@ -172,20 +172,23 @@ def run_stream(plan: Plan, cloud: Cloud, report: Callable[[str], None]) -> Outco
     """Run the plan of a stream and return what it showed, also after Ctrl-C.
 
     Args:
-        plan: The plan, with full names of topics.
+        plan: The plan, with full names of topics and of the table.
         cloud: The project and the addresses.
         report: Gets a line about each level.
 
     Raises:
-        InputError: A topic is missing, or the account may not use it.
+        InputError: A topic or the table is missing, or the account may not use it.
         JobError: The pipeline answers no message.
     """
-    for topic in (plan.send_to, plan.result.name, plan.result.dead_letters):
+    topics = [plan.send_to, plan.result.dead_letters]
+    if plan.result.source == "topic":
+        topics.append(plan.result.name)
+    for topic in topics:
         _check_topic(cloud, topic)
     bodies = make_bodies(plan.rows, plan.seed)
     test_id = uuid.uuid4().hex[:12]
     with (
-        collecting(cloud, test_id, plan.result.name, plan.result.dead_letters) as collected,
+        collecting(cloud, test_id, plan.result) as collected,
         senders(plan.sender.processes) as sending,
     ):
         test = StreamTest(plan, cloud, collected, sending, bodies, test_id, report)
