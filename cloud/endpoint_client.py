@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import aiohttp
 
@@ -242,8 +242,16 @@ class EndpointClient:
         self.last_answered = time.monotonic()
         return result
 
-    async def _request(self, body: bytes) -> bytes:
-        """Send one request and return the body of its response. Raises the same errors as _try."""
+    async def ask(self, body: bytes) -> tuple[aiohttp.ClientResponse, bytes]:
+        """Send one request at once, and return the response and its body, for any status.
+
+        There is no limit of requests in flight, and no retry but that of a rejected token.
+
+        Raises:
+            Passing: There was no response; it is `overloaded` if the time was up.
+            EndpointError: No request to this URL can succeed.
+            CredentialsError: No token could be fetched.
+        """
         headers = await self._headers()
         token = self._credentials and self._credentials.token
         response, answer = await self._send(body, headers)
@@ -252,18 +260,27 @@ class EndpointClient:
             if self._credentials.token == token:
                 self._credentials.token = None
             response, answer = await self._send(body, await self._headers())
+        return response, answer
+
+    def refuse(self, response: aiohttp.ClientResponse, answer: bytes) -> NoReturn:
+        """Raise the error that a response with a status other than 200 means; see `raise_for`."""
+        raise_for(
+            self.name,
+            response.status,
+            response.headers,
+            answer,
+            has_token=self._credentials is not None,
+            flags=self._flags,
+        )
+
+    async def _request(self, body: bytes) -> bytes:
+        """Send one request and return the body of its response. Raises the same errors as _try."""
+        response, answer = await self.ask(body)
         prepares_by = response.headers.get(PREPARATION_HEADER)
         if prepares_by is not None:
             self.served_preparation = prepares_by
         if response.status != 200:
-            raise_for(
-                self.name,
-                response.status,
-                response.headers,
-                answer,
-                has_token=self._credentials is not None,
-                flags=self._flags,
-            )
+            self.refuse(response, answer)
         served = response.headers.get(DIGEST_HEADER)
         if served is not None and self._digest is not None and served != self._digest:
             raise EndpointError(

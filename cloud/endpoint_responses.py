@@ -16,7 +16,8 @@ from common.addresses import host_of
 from common.errors import EndpointError, one_line
 
 _OVERLOADED = {408, 425, 429, 503, 504}
-_REFUSING = {400, 413, 422}
+# With these statuses, an endpoint may refuse a request because of its rows.
+REFUSING = {400, 413, 422}
 _ADVICE = {
     401: "the credentials were rejected: log in again, or set the worker's service account",
     403: "grant the account the role roles/aiplatform.user (permission aiplatform.endpoints."
@@ -111,7 +112,7 @@ def raise_for(
         advice = _NO_TOKEN
     if status == 403:
         advice = refusal_advice(answer) or advice
-    if status in _REFUSING:
+    if status in REFUSING:
         if _PRECONDITION not in text:
             raise RequestRefused(status, text)
         advice = "check that a model is deployed there and ready"

@@ -84,7 +84,7 @@ COMMANDS = {
         "resources.__main__:main",
     ),
     "scale-test": Entry(
-        "measure what a stream sustains",
+        "measure what a stream or an endpoint sustains",
         ("scale_tests",),
         "scale_tests.__main__:main",
     ),

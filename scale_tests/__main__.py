@@ -1,4 +1,4 @@
-"""The commands `python -m scale_tests stream`, `report` and `compare`.
+"""The commands `python -m scale_tests stream`, `endpoint`, `report` and `compare`.
 
 Exit codes: 0 success, whatever the verdicts; 1 failure, or a comparison found worse figures; 2 an
 error in the command line or in the plan; 130 interrupted.
@@ -10,8 +10,9 @@ import argparse
 import datetime
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -22,13 +23,17 @@ from common.terminal import print_error
 from scale_tests.load.plan import Plan
 from scale_tests.load.plan_file import read_plan
 
+if TYPE_CHECKING:
+    from cloud.vertex import EndpointAddress
+    from scale_tests.measures.outcome import Outcome
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the command line and return the exit code."""
     try:
         args = make_parser().parse_args(argv)
         guard_output()
-        return {"stream": _stream, "report": _report, "compare": _compare}[args.command](args)
+        return COMMANDS[args.command](args)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -42,14 +47,23 @@ def main(argv: Sequence[str]) -> int:
 
 def make_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = CommandParser("scale_tests", "Measure what a stream sustains.")
+    parser = CommandParser("scale_tests", "Measure what a stream or an endpoint sustains.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     stream = commands.add_parser("stream", help="publish messages to a running stream")
-    stream.add_argument("--plan", type=Path, required=True, help="the plan, a TOML file")
     stream.add_argument("--project", required=True, help="the project of the topics")
-    stream.add_argument(
-        "--output", type=Path, help="the folder of the result (default: scale-test-TIME)"
-    )
+    endpoint = commands.add_parser("endpoint", help="send requests to an endpoint")
+    for name, metavar, text in (
+        ("--endpoint", "NAME", "a Vertex AI endpoint: its full name, its id or its display name"),
+        ("--endpoint_url", "URL", "any server that answers like Vertex AI"),
+        ("--endpoint_project", "PROJECT", "the project of an id or a display name"),
+        ("--endpoint_location", "LOCATION", "the location of an id or a display name"),
+    ):
+        endpoint.add_argument(name, metavar=metavar, help=f"{text} (default: send_to of the plan)")
+    for one in (stream, endpoint):
+        one.add_argument("--plan", type=Path, required=True, help="the plan, a TOML file")
+        one.add_argument(
+            "--output", type=Path, help="the folder of the result (default: scale-test-TIME)"
+        )
     report = commands.add_parser("report", help="write the page of a result again")
     report.add_argument("folder", type=Path, help="the folder that a test wrote")
     both = commands.add_parser("compare", help="compare two results of one plan")
@@ -87,22 +101,69 @@ def full_names(plan: Plan, project: str) -> Plan:
     return replace(plan, send_to=full(plan.send_to), result=replace(plan.result, **names))
 
 
+def address_of(plan: Plan, args: argparse.Namespace) -> EndpointAddress:
+    """Return the endpoint that the flags name, or else the plan.
+
+    Raises:
+        UsageError: Neither names one, or the names are invalid or incomplete.
+    """
+    from cloud.endpoints import Endpoints
+    from cloud.vertex import EndpointAddress
+
+    name, url = args.endpoint, args.endpoint_url
+    if name is None and url is None:
+        if not plan.send_to:
+            raise UsageError(
+                f"{args.plan}: send_to is missing: name the URL or the full name of the endpoint "
+                "there, or use --endpoint or --endpoint_url"
+            )
+        is_url = plan.send_to.startswith(("http://", "https://"))
+        name, url = (None, plan.send_to) if is_url else (plan.send_to, None)
+    return EndpointAddress(
+        endpoint=name,
+        url=url,
+        project=args.endpoint_project,
+        location=args.endpoint_location,
+        service=Endpoints.resolve().aiplatform,
+    )
+
+
 def _stream(args: argparse.Namespace) -> int:
     from cloud.clients import Cloud
-    from scale_tests.pages.page import write_report
-    from scale_tests.pages.record import prepare, write
     from scale_tests.streams.stream import run_stream
 
+    plan = full_names(_read(args), args.project)
+    return _run(args, plan, lambda: run_stream(plan, Cloud(args.project), show))
+
+
+def _endpoint(args: argparse.Namespace) -> int:
+    from scale_tests.endpoints.endpoint import run_endpoint
+
+    plan = _read(args)
+    address = address_of(plan, args)
+    plan = replace(plan, send_to=address.label)
+    return _run(args, plan, lambda: run_endpoint(plan, address, show))
+
+
+def _read(args: argparse.Namespace) -> Plan:
     plan = read_plan(args.plan)
-    if plan.target != "stream":
-        raise UsageError(f"{args.plan}: expected target 'stream', got {plan.target!r}")
+    if plan.target != args.command:
+        raise UsageError(f"{args.plan}: expected target {args.command!r}, got {plan.target!r}")
+    return plan
+
+
+def _run(args: argparse.Namespace, plan: Plan, run: Callable[[], Outcome]) -> int:
+    """Run a test, and write its result and its page."""
+    from scale_tests.pages.page import write_report
+    from scale_tests.pages.record import prepare, write
+
     for library in ("hdrh", "scipy", "vl_convert"):
         if importlib.util.find_spec(library) is None:
             raise UsageError("scale tests need more packages: run pip install 'millrace[scale]'")
     now = datetime.datetime.now()
     folder = args.output or Path(f"scale-test-{now:%Y%m%d-%H%M%S}")
     prepare(folder)
-    outcome = run_stream(full_names(plan, args.project), Cloud(args.project), show)
+    outcome = run()
     write(outcome, plan, folder)
     ended = "interrupted: the result is partial" if outcome.interrupted else "done"
     print(f"{ended}; see {write_report(folder)}")
@@ -131,6 +192,13 @@ def _compare(args: argparse.Namespace) -> int:
     )
     return 1 if worse else 0
 
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "stream": _stream,
+    "endpoint": _endpoint,
+    "report": _report,
+    "compare": _compare,
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -45,6 +45,7 @@ def test_each_fate_is_found() -> None:
         "late": 1,
         "lost": 1,
         "pending": 1,
+        "error": 0,
         "duplicates": 0,
     }
 
@@ -84,6 +85,23 @@ def test_goodput_counts_right_results_in_time_of_all_that_were_planned() -> None
     assert ledger.goodput(1_000) == pytest.approx(2 / 6)
     assert ledger.wrong == 2
     assert ledger.complete
+
+
+def test_an_error_is_no_right_answer_even_to_a_row_with_a_fault() -> None:
+    faulty = np.array([False, True, True, False])
+    messages = Sent(first=0, due=np.zeros(4), at=np.zeros(4), faulty=faulty)
+    found = Results(
+        sequence=np.arange(4),
+        at=np.full(4, 0.5),
+        dead=np.array([False, True, False, True]),
+        error=np.array([False, True, True, True]),
+    )
+    ledger = settle(messages, found, 20, WAIT)
+    assert ledger.fate.tolist() == [Fate.SCORED, Fate.ERROR, Fate.ERROR, Fate.ERROR]
+    # Right: the prediction, and the refusal of the row with a fault.
+    assert ledger.goodput(1_000) == 0.5
+    # The refusal of a row without a fault is wrong. An error of another kind says nothing.
+    assert ledger.wrong == 1
 
 
 def test_a_level_without_messages_has_no_goodput() -> None:

@@ -8,18 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from virtual_server import level, open_loop
 
-from cloud.prices import STREAMING, Workers
 from scale_tests.load.plan import Constant
 from scale_tests.load.schedule import due_times
-from scale_tests.measures.findings import (
-    Finding,
-    best_request,
-    bottleneck,
-    confirm,
-    recommend,
-    sustainable_rate,
-    workers_per_replica,
-)
+from scale_tests.measures.findings import bottleneck, confirm, sustainable_rate
 from scale_tests.measures.knee import Knee, Probe
 from scale_tests.measures.level import Judgement, Level, Verdict
 from scale_tests.measures.stamps import MOMENTS, breakdown, refine
@@ -133,44 +124,3 @@ def test_a_sustained_rate_is_sure_if_a_higher_one_failed() -> None:
     none = sustainable_rate(replace(knee(None, 10), reason="1/s is invalid: late"))
     assert (none.value, none.confidence) == (None, "insufficient data")
     assert none.evidence == ("1/s is invalid: late", "1/s: not sustained; slow")
-
-
-def request(rows: int, rate: float) -> Level:
-    due = due_times(Constant(rate=rate, seconds=10), "constant", ())
-    return replace(level(due, due + 0.01, 10), rows=rows, concurrency=2)
-
-
-def test_the_best_request_has_the_most_rows_of_those_that_reached_the_objective() -> None:
-    levels = [(request(1, 50), GOOD), (request(50, 20), GOOD), (request(1_000, 5), BAD)]
-    found = best_request(levels)
-    assert (found.value, found.confidence) == ("50 rows, 2 at once", "high")
-    assert found.evidence[1] == "50 rows, 2 at once: 1,000 rows/s, sustained"
-    # At the edge of what was tried, a larger one may be better.
-    assert best_request(levels[:2]).confidence == "medium"
-    assert best_request([(request(1, 50), BAD)]).value is None
-
-
-def test_workers_per_replica_need_both_rates() -> None:
-    assert workers_per_replica(knee(100), 1_000).value == 10
-    assert workers_per_replica(knee(100), None).value is None
-    assert workers_per_replica(knee(None), 1_000).confidence == "insufficient data"
-
-
-@given(st.floats(1, 1e5), st.floats(1, 1e4), st.integers(1, 10))
-def test_the_recommended_workers_sustain_the_rate_with_room(
-    rate: float, sustained: float, count: int
-) -> None:
-    tested = Workers(count=count)
-    workers, cost = recommend(knee(sustained), tested, rate)
-    assert isinstance(workers.value, int)
-    each = sustained / count
-    assert workers.value * each * 0.7 >= rate * (1 - 1e-6)
-    assert (workers.value - 1) * each * 0.7 < rate * (1 + 1e-9)
-    hourly = Workers(count=workers.value).dollars(STREAMING, 3_600)
-    assert cost.value == pytest.approx(hourly * 730, abs=0.01)
-    assert workers.confidence == cost.confidence
-
-
-def test_without_a_sustained_rate_nothing_is_recommended() -> None:
-    found: tuple[Finding, ...] = recommend(knee(None), Workers(), 100)
-    assert {one.confidence for one in found} == {"insufficient data"}

@@ -101,7 +101,7 @@ def test_other_phases_of_a_test_have_other_random_times() -> None:
 
 def test_a_probe_of_a_search_is_a_constant_rate() -> None:
     search = Bisection(lowest=1, highest=9, seconds=30, rows=5, idle_seconds=2)
-    assert probe(search, 4.0) == Constant(rate=4, seconds=30, rows=5, idle_seconds=2)
+    assert probe(search, 4.0) == Constant(rate=4, seconds=30, idle_seconds=2)
 
 
 @pytest.mark.parametrize(

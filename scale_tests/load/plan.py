@@ -44,11 +44,14 @@ class Sender(Values, frozen=True, kw_only=True):
         processes: How many processes send.
         late_ms: How much later than intended 99 of 100 messages may be sent, in milliseconds.
         cpu: The share of a core that a process may use, 0 to 1. A busier sender measures itself.
+        in_flight: How many requests to an endpoint may wait for their answers. Further ones are
+            not sent, and the level is invalid: to wait for an answer would close the loop.
     """
 
     processes: Annotated[int, Meta(ge=1, le=256)] = 1
     late_ms: Milliseconds = 50.0
     cpu: Share = 0.8
+    in_flight: Annotated[int, Meta(ge=1, le=100_000)] = 1_000
 
 
 class Rows(Values, frozen=True, kw_only=True):
@@ -57,12 +60,16 @@ class Rows(Values, frozen=True, kw_only=True):
     Attributes:
         source: `statistics` of a model package, the `example`'s generator, or a `file`.
         path: The package, or the Parquet or JSON Lines file. The example needs none.
-        faulty: The share of rows with a fault, which must become dead letters.
+        faulty: The share of messages with a fault, which must become dead letters. An endpoint
+            must refuse a request with a fault.
+        instance_format: `list` to send each row to an endpoint as the list of its values, or
+            `named` to send an object with the names of the columns as keys.
     """
 
     source: Literal["statistics", "example", "file"] = "example"
     path: str = ""
     faulty: Share = 0.0
+    instance_format: Literal["list", "named"] = "named"
 
 
 class Result(Values, frozen=True, kw_only=True):
@@ -72,7 +79,8 @@ class Result(Values, frozen=True, kw_only=True):
         source: A `topic`, a `table`, the `answer` of an endpoint, or the `report` of a batch.
         name: The topic or table. The others need none.
         dead_letters: The topic of the dead letters of a stream.
-        wait_seconds: How long after it was sent the result of a message may arrive.
+        wait_seconds: How long after it was sent the result of a message may arrive. An answer of
+            an endpoint is awaited for twice this time.
     """
 
     source: Literal["topic", "table", "answer", "report"]
@@ -86,11 +94,17 @@ class Phase(Values, frozen=True, kw_only=True, tag_field="kind"):
 
     Attributes:
         idle_seconds: How long nothing is sent before the phase, so that it meets a cold system.
-        rows: How many rows a request to an endpoint has.
+        rows: How many rows a request to an endpoint has, or a list of such numbers. The phase runs
+            once for each of them.
     """
 
     idle_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
-    rows: Count = 1
+    rows: Count | Annotated[tuple[Count, ...], Meta(min_length=1)] = 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The rows of a request, one after the other."""
+        return self.rows if isinstance(self.rows, tuple) else (self.rows,)
 
 
 class WarmUp(Phase, frozen=True, kw_only=True, tag="warm_up"):
@@ -176,6 +190,28 @@ class Offline(Phase, frozen=True, kw_only=True, tag="offline"):
     """Rows that a batch scores as fast as it can."""
 
 
+class Goal(Values, frozen=True, kw_only=True):
+    """What the tested system is, and the rate for which its size is recommended.
+
+    Attributes:
+        rate: The target rate: messages per second of a stream, rows per second of an endpoint.
+        count: How many workers the tested stream has, or replicas the tested endpoint.
+        vcpu: The vCPUs of each.
+        memory_gb: The memory of each.
+        usd_per_hour: The price of each, needed for the cost of replicas. Workers have the list
+            prices of Dataflow by default.
+        replica_rows: The rows per second that one replica of the endpoint behind a stream sustains,
+            as a test of the endpoint has found.
+    """
+
+    rate: Rate
+    count: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    vcpu: Annotated[int, Meta(ge=1, le=1_024)] = 4
+    memory_gb: Annotated[float, Meta(gt=0, le=100_000)] = 15.0
+    usd_per_hour: Annotated[float, Meta(gt=0, le=100_000)] | None = None
+    replica_rows: Rate | None = None
+
+
 PhaseKind = WarmUp | Constant | Soak | Ramp | Burst | Spike | Bisection | Offline
 
 
@@ -184,13 +220,14 @@ class Plan(Values, frozen=True, kw_only=True):
 
     Attributes:
         target: What is tested.
-        send_to: The topic, or the URL of the endpoint.
+        send_to: The topic, or the URL or the full name of the endpoint.
         seed: What random arrivals and rows follow from.
         arrivals: `poisson` for independent senders, `constant` for equal gaps.
         objective: What a level must reach.
         sender: The sender processes and their limits.
         rows: The rows that are sent.
         result: Where results are read.
+        goal: The target rate for which workers or replicas are recommended, or None.
         phases: The phases, in their order.
     """
 
@@ -202,4 +239,5 @@ class Plan(Values, frozen=True, kw_only=True):
     sender: Sender = Sender()
     rows: Rows = Rows()
     result: Result
+    goal: Goal | None = None
     phases: Annotated[tuple[PhaseKind, ...], Meta(min_length=1)]

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from common.errors import UsageError, suggest
-from scale_tests.load.plan import Offline, PhaseKind, Plan, Target, Values
+from scale_tests.load.plan import Burst, Offline, PhaseKind, Plan, Target, Values
 
 Place = tuple[str | int, ...]
 
@@ -24,7 +24,12 @@ SOURCES: Mapping[Target, tuple[str, ...]] = {
 }
 _TABLE = re.compile(r"([\w:.-]+[.:])?\w+\.\w+")
 _KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false"}
-_KINDS |= {"array": "a list", "object": "a table", "null": "nothing"}
+_KINDS |= {
+    "array": "a list",
+    "int | array": "a whole number or a list of them",
+    "object": "a table",
+    "null": "nothing",
+}
 _COMPARED = {">=": "of at least", "<=": "of at most", ">": "above", "<": "below"}
 
 
@@ -76,9 +81,8 @@ def contradictions(plan: Plan) -> Iterator[tuple[Place, str]]:
             "result.name: expected dataset.table or project.dataset.table, of letters, digits and "
             f"_, got {plan.result.name!r}",
         )
-    if plan.target != "batch" and not plan.send_to:
-        what = "topic that the stream reads" if plan.target == "stream" else "URL of the endpoint"
-        yield ("target",), f"send_to is missing: name the {what}"
+    if plan.target == "stream" and not plan.send_to:
+        yield ("target",), "send_to is missing: name the topic that the stream reads"
     if plan.target == "stream" and not plan.result.dead_letters:
         yield ("result",), "result.dead_letters is missing: name the topic of the dead letters"
     if plan.rows.source != "example" and not plan.rows.path:
@@ -92,10 +96,19 @@ def contradictions(plan: Plan) -> Iterator[tuple[Place, str]]:
                 ("phases", number, "kind"),
                 f"phases[{number}].kind: target {plan.target!r} needs {needed}, got {kind!r}",
             )
-        if plan.target == "stream" and phase.rows > 1:
+        if plan.target != "endpoint" and isinstance(phase.rows, tuple):
+            yield ("phases", number, "rows"), f"phases[{number}].rows: expected a whole number"
+        elif plan.target == "stream" and phase.rows != 1:
             yield (
                 ("phases", number, "rows"),
                 f"phases[{number}].rows: a message has one row, got {phase.rows}",
+            )
+        most = plan.sender.in_flight
+        if plan.target == "endpoint" and isinstance(phase, Burst) and phase.messages > most:
+            yield (
+                ("phases", number, "messages"),
+                f"phases[{number}].messages: expected at most sender.in_flight ({most:,}), "
+                f"got {phase.messages:,}",
             )
 
 
@@ -165,7 +178,7 @@ def _in_words(reason: str, place: Place, values: Mapping[str, Any]) -> str:
     if reason.startswith("Invalid"):
         choices = _choices(place, values)
         return f"expected {' or '.join(choices)}, got {got!r}{suggest(str(got), choices)}"
-    if found := re.fullmatch(r"Expected `(\w+)`, got `(\w+)`", reason):
+    if found := re.fullmatch(r"Expected `([\w |]+)`, got `(\w+)`", reason):
         kinds = [_KINDS.get(name, name) for name in found.groups()]
         return f"expected {kinds[0]}, got {kinds[1]}"
     if found := re.fullmatch(r"Expected `(float|int)` (>=|<=|>|<) (\S+)", reason):

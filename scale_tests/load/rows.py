@@ -1,4 +1,4 @@
-"""The rows that a scale test sends, as JSON objects."""
+"""The rows that a scale test sends, as JSON."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DIFFERENT = 2_000
 
 
 @dataclass(frozen=True)
-class Bodies:
-    """Rows for any number of messages.
+class Drawn:
+    """Different rows as JSON, for any number of messages.
 
     Attributes:
-        good: Rows as JSON objects without their closing brace.
+        good: The rows.
         bad: The same rows with a fault in every field.
         faulty: The share of the messages that have a fault.
         seed: Determines which messages these are.
@@ -40,6 +40,10 @@ class Bodies:
         """Return which of the first `count` messages have a fault."""
         return np.random.default_rng([self.seed, 1]).random(count) < self.faulty
 
+
+class Bodies(Drawn):
+    """Rows as the messages of a stream: JSON objects without their closing brace."""
+
     def message(self, test_id: str, sequence: int, faulty: bool) -> bytes:
         """Return the body of a message, with the fields by which its result is recognized."""
         rows = self.bad if faulty else self.good
@@ -48,31 +52,67 @@ class Bodies:
         return b'%b,"test_id":%b,"sequence":%d}' % (row, name, sequence)
 
 
+class Instances(Drawn):
+    """Rows as the instances of requests to an endpoint: JSON lists or objects."""
+
+    def request(self, sequence: int, rows: int, faulty: bool) -> bytes:
+        """Return the body of a request with this number of rows, the first of which may be bad."""
+        start = sequence * rows
+        some = [self.good[number % len(self.good)] for number in range(start, start + rows)]
+        if faulty:
+            some[0] = self.bad[start % len(self.bad)]
+        return b'{"instances":[%b]}' % b",".join(some)
+
+
 def make_bodies(rows: Rows, seed: int) -> Bodies:
-    """Return the rows that a plan names.
+    """Return the rows that a plan names, for messages.
 
     Raises:
         InputError: The package or the file cannot be read, or has no rows.
         ManifestError: The package is invalid.
     """
+    good, bad = _good_and_bad(rows, seed)
+    return Bodies(
+        good=tuple(orjson.dumps(row)[:-1] for row in good),
+        bad=tuple(orjson.dumps(row)[:-1] for row in bad),
+        faulty=rows.faulty,
+        seed=seed,
+    )
+
+
+def make_instances(rows: Rows, seed: int) -> Instances:
+    """Return the rows that a plan names, for requests. Raises as `make_bodies`."""
+
+    def instance(row: Mapping[str, Any]) -> bytes:
+        return orjson.dumps(list(row.values()) if rows.instance_format == "list" else row)
+
+    good, bad = _good_and_bad(rows, seed)
+    return Instances(
+        good=tuple(map(instance, good)),
+        bad=tuple(map(instance, bad)),
+        faulty=rows.faulty,
+        seed=seed,
+    )
+
+
+def _good_and_bad(
+    rows: Rows, seed: int
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """Return rows, and the same rows with a fault in every field."""
     if rows.source == "example":
         from examples.transactions.data import FEATURES, generate
 
         (batch, *_) = generate(DIFFERENT, seed=seed)
-        found = batch.select(FEATURES).to_pylist()
+        found: Sequence[Mapping[str, Any]] = batch.select(FEATURES).to_pylist()
     elif rows.source == "file":
         found = _read(Path(rows.path))
     else:
         found = _drawn(rows.path, seed)
     if not found:
         raise InputError(f"rows.path {rows.path}: expected at least one row")
-    return Bodies(
-        good=tuple(orjson.dumps(_finite(row))[:-1] for row in found),
-        # No feature of any type accepts an object with this key.
-        bad=tuple(orjson.dumps({name: {"fault": True} for name in row})[:-1] for row in found),
-        faulty=rows.faulty,
-        seed=seed,
-    )
+    # No feature of any type accepts an object with this key.
+    bad = [{name: {"fault": True} for name in row} for row in found]
+    return [_finite(row) for row in found], bad
 
 
 def _finite(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -82,9 +82,7 @@ def due_times(
 
 def probe(phase: Bisection, rate: float) -> Constant:
     """Return the phase that tries one rate of a search."""
-    return Constant(
-        rate=rate, seconds=phase.seconds, rows=phase.rows, idle_seconds=phase.idle_seconds
-    )
+    return Constant(rate=rate, seconds=phase.seconds, idle_seconds=phase.idle_seconds)
 
 
 def _when(parts: Sequence[Stretch], counts: Floats) -> Floats:

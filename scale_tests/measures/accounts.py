@@ -24,6 +24,7 @@ class Fate(IntEnum):
     LATE = 3  # its first result arrived after the time that the plan allows
     LOST = 4  # it has no result after that time
     PENDING = 5  # it has no result, but the test ended before that time
+    ERROR = 6  # an endpoint answered it with an error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +58,26 @@ class Results:
     Attributes:
         sequence: [m] The sequence number of the message.
         at: [m] When the result could be read, in seconds since 1970.
-        dead: [m] Whether it is a dead letter.
+        dead: [m] Whether it is a dead letter, or the refusal of a request because of its rows.
+        error: [m] Whether an endpoint answered with an error, of any kind; None if none did.
     """
 
     sequence: NDArray[np.int64]
     at: Floats
     dead: NDArray[np.bool_]
+    error: NDArray[np.bool_] | None = None
 
     def of(self, sent: Sent) -> Results:
-        """Return the results of the messages of one level."""
+        """Return the results of the messages of one level, the earliest first."""
         own = (self.sequence >= sent.first) & (self.sequence < sent.first + len(sent.due))
-        return Results(sequence=self.sequence[own], at=self.at[own], dead=self.dead[own])
+        order = np.flatnonzero(own)[np.argsort(self.at[own], kind="stable")]
+        error = np.zeros(len(self.at), bool) if self.error is None else self.error
+        return Results(
+            sequence=self.sequence[order],
+            at=self.at[order],
+            dead=self.dead[order],
+            error=error[order],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +87,8 @@ class Ledger:
     Attributes:
         sent: The messages.
         fate: [n] The Fate of each message.
-        dead: [n] Whether the first result of each message is a dead letter.
+        dead: [n] Whether the first result of each message says that its row has a fault.
+        judged: [n] Whether its first result says anything about its row, as other errors do not.
         arrived: [n] When its first result could be read; NaN without a result.
         duplicates: How many results were not the first one of their message.
     """
@@ -85,6 +96,7 @@ class Ledger:
     sent: Sent
     fate: NDArray[np.int8]
     dead: NDArray[np.bool_]
+    judged: NDArray[np.bool_]
     arrived: Floats
     duplicates: int
 
@@ -105,7 +117,7 @@ class Ledger:
     @property
     def wrong(self) -> int:
         """How many results contradict the row: a scored fault, or a dead letter without one."""
-        return int((~np.isnan(self.arrived) & (self.dead != self.sent.faulty)).sum())
+        return int((self.judged & (self.dead != self.sent.faulty)).sum())
 
     @property
     def latencies(self) -> Floats:
@@ -115,13 +127,14 @@ class Ledger:
     def goodput(self, latency_ms: float) -> float:
         """Return the share of the planned messages that got the right result within a time.
 
-        A scored row is right, and a dead letter if the row had a fault.
+        A scored row is right, and a dead letter or a refusal if the row had a fault.
         """
         if not self.planned:
             return 0.0
         # A comparison with NaN is false.
         in_time = self.latencies * 1e3 <= latency_ms
-        return float((in_time & (self.dead == self.sent.faulty)).mean())
+        right = self.judged & (self.dead == self.sent.faulty)
+        return float((in_time & right).mean())
 
     def totals(self) -> dict[str, int]:
         """Return the number of messages, of each fate, and of results that came once more."""
@@ -142,28 +155,32 @@ def settle(sent: Sent, results: Results, closed: float, wait_seconds: float) -> 
         wait_seconds: How long after it was sent the result of a message may arrive.
     """
     own, count = results.of(sent), len(sent.due)
-    order = np.argsort(own.at, kind="stable")
     # `unique` returns the first place of each number, here that of the earliest result.
-    found, first = np.unique(own.sequence[order] - sent.first, return_index=True)
-    arrived, dead = np.full(count, np.nan), np.zeros(count, bool)
-    arrived[found], dead[found] = own.at[order][first], own.dead[order][first]
+    found, first = np.unique(own.sequence - sent.first, return_index=True)
+    arrived = np.full(count, np.nan)
+    dead, error = np.zeros((2, count), bool)
+    arrived[found], dead[found] = own.at[first], own.dead[first]
+    if own.error is not None:
+        error[found] = own.error[first]
     answered = ~np.isnan(arrived)
     until = np.where(np.isnan(sent.at), sent.due, sent.at) + wait_seconds
     fate = np.select(
         [
             answered & (arrived > until),
+            answered & error,
             answered & dead,
             answered,
             np.isnan(sent.at),
             until <= closed,
         ],
-        [Fate.LATE, Fate.DEAD_LETTERED, Fate.SCORED, Fate.UNSENT, Fate.LOST],
+        [Fate.LATE, Fate.ERROR, Fate.DEAD_LETTERED, Fate.SCORED, Fate.UNSENT, Fate.LOST],
         Fate.PENDING,
     ).astype(np.int8)
     return Ledger(
         sent=sent,
         fate=fate,
         dead=dead,
+        judged=answered & (dead | ~error),
         arrived=arrived,
         duplicates=len(own.sequence) - len(found),
     )

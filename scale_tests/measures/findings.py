@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cloud.prices import STREAMING, Workers
 from scale_tests.measures.knee import Knee
 from scale_tests.measures.latency import INSUFFICIENT
-from scale_tests.measures.level import Judgement, Level, Verdict
+from scale_tests.measures.level import Level
 
 Confidence = Literal["high", "medium", "low", "insufficient data"]
-HOURS_PER_MONTH = 730
-# Workers are planned for this share of the rate that they sustain.
-HEADROOM = 0.7
-# A quotient that is a whole number but for its rounding needs no further worker.
-ROUNDING = 1e-9
 # A part whose share of the waiting is smaller than this does not explain it.
 EXPLAINS = 0.5
 # Less waiting than this share of all messages in flight is noise.
@@ -56,28 +49,34 @@ class Finding:
     confidence: Confidence
 
 
-def _missing(name: str, *evidence: str) -> Finding:
+def missing(name: str, *evidence: str) -> Finding:
+    """Return a finding without a value, and what it would need."""
     return Finding(name=name, value=None, evidence=evidence, confidence=INSUFFICIENT)
 
 
-def sustainable_rate(knee: Knee) -> Finding:
-    """Return the largest sustained rate, in messages per second.
+def sustainable_rate(knee: Knee, suffix: str = "", unit: str = "messages/s") -> Finding:
+    """Return the largest sustained rate.
 
     The confidence is high if a rate above it failed, and medium if the search ended before.
+
+    Args:
+        knee: The result of the search.
+        suffix: What the name of the finding ends with.
+        unit: The unit of the rate.
     """
-    name = "largest sustained rate"
+    name = f"largest sustained rate{suffix}"
     tried = tuple(
         f"{probe.rate:,.4g}/s: {'; '.join((probe.judgement.verdict, *probe.judgement.reasons))}"
         for probe in knee.probes
     )
     early = (knee.reason,) if knee.reason else ()
     if knee.sustained is None:
-        return _missing(name, *early, *tried)
+        return missing(name, *early, *tried)
     confidence: Confidence = "high" if knee.failed and not knee.reason else "medium"
     return Finding(
         name=name,
         value=knee.sustained,
-        unit="messages/s",
+        unit=unit,
         evidence=(*early, *tried),
         confidence=confidence,
     )
@@ -96,19 +95,19 @@ def bottleneck(quiet: Level, busy: Level) -> Finding:
     """
     name = "bottleneck"
     if not (quiet.parts and busy.parts) or busy.rate <= quiet.rate:
-        return _missing(name, "needs two rates with the times of their parts")
+        return missing(name, "needs two rates with the times of their parts")
     skewed = [part for level in (quiet, busy) for part in level.parts if _skewed(part.clock_ms)]
     if skewed:
-        return _missing(name, f"the clocks differ by {max(p.clock_ms for p in skewed):,.0f} ms")
+        return missing(name, f"the clocks differ by {max(p.clock_ms for p in skewed):,.0f} ms")
     before = {part.name: quiet.throughput * part.mean_ms / 1e3 for part in quiet.parts}
     after = {part.name: busy.throughput * part.mean_ms / 1e3 for part in busy.parts}
     if set(before) != set(after):
-        return _missing(name, "the two levels have different parts")
+        return missing(name, "the two levels have different parts")
     ratio = busy.throughput / quiet.throughput
     waiting = {part: max(0.0, after[part] - ratio * before[part]) for part in after}
     total = sum(waiting.values())
     if total <= NOISE * sum(after.values()):
-        return _missing(name, f"no part waits more at {busy.rate:,.4g}/s than its rate explains")
+        return missing(name, f"no part waits more at {busy.rate:,.4g}/s than its rate explains")
     most = max(waiting, key=waiting.__getitem__)
     share = waiting[most] / total
     evidence = tuple(
@@ -152,92 +151,3 @@ def confirm(found: Finding, moved: Mapping[str, tuple[Knee, Knee]], precision: f
     if gains[most] <= precision or most != found.value:
         return replace(found, evidence=(*found.evidence, *evidence), confidence="low")
     return replace(found, evidence=(*found.evidence, *evidence), confidence="high")
-
-
-def best_request(levels: Sequence[tuple[Level, Judgement]]) -> Finding:
-    """Return the rows of a request, and the concurrency, with the most rows per second.
-
-    Args:
-        levels: Levels of an endpoint and the judgements about them.
-    """
-    name = "best request"
-    good = [level for level, judgement in levels if judgement.verdict is Verdict.SUSTAINED]
-    if not good:
-        return _missing(name, "no level reached the objective")
-    best = max(good, key=_rows_per_second)
-    sizes = sorted({level.rows for level, _ in levels})
-    inside = len(sizes) > 2 and sizes[0] < best.rows < sizes[-1]
-    at_once = f", {best.concurrency} at once" if best.concurrency else ""
-    return Finding(
-        name=name,
-        value=f"{best.rows:,} rows{at_once}",
-        evidence=tuple(
-            f"{level.rows:,} rows, {level.concurrency} at once: {_rows_per_second(level):,.0f} "
-            f"rows/s, {judgement.verdict}"
-            for level, judgement in levels
-        ),
-        confidence="high" if inside else "medium",
-    )
-
-
-def _rows_per_second(level: Level) -> float:
-    return level.throughput * level.rows
-
-
-def workers_per_replica(worker: Knee, replica_rows_per_second: float | None) -> Finding:
-    """Return how many workers one replica of an endpoint can answer.
-
-    Args:
-        worker: The knee of one worker against an endpoint that is not the limit.
-        replica_rows_per_second: What one replica sustains; None if that was not measured.
-    """
-    name = "workers per replica"
-    if not worker.sustained or not replica_rows_per_second:
-        return _missing(name, "needs the knees of one worker and of one replica")
-    return Finding(
-        name=name,
-        value=replica_rows_per_second / worker.sustained,
-        unit="workers",
-        evidence=(
-            f"a worker sustains {worker.sustained:,.4g} rows/s",
-            f"a replica sustains {replica_rows_per_second:,.4g} rows/s",
-        ),
-        confidence="medium",
-    )
-
-
-def recommend(knee: Knee, tested: Workers, rate: float) -> tuple[Finding, Finding]:
-    """Return the workers for a target rate, and their cost in USD per month.
-
-    The rate of the workers is assumed to grow with their number, so the confidence falls with the
-    distance from what was tested.
-
-    Args:
-        knee: The knee of the tested workers.
-        tested: The workers of the test.
-        rate: The target rate, in messages per second.
-    """
-    names = ("workers", "cost of the workers")
-    if not knee.sustained:
-        missing = "needs a rate that was sustained"
-        return _missing(names[0], missing), _missing(names[1], missing)
-    count = math.ceil(rate * tested.count / (HEADROOM * knee.sustained) - ROUNDING)
-    beyond = count / tested.count
-    confidence: Confidence = "high" if beyond <= 1 else "medium" if beyond <= 4 else "low"
-    evidence = (
-        f"{tested.count} workers with {tested.vcpu} vCPUs sustained {knee.sustained:,.4g}/s",
-        f"{HEADROOM:.0%} of that is planned for {rate:,.4g}/s",
-    )
-    dollars = replace(tested, count=count).dollars(STREAMING, HOURS_PER_MONTH * 3600)
-    return (
-        Finding(
-            name=names[0], value=count, unit="workers", evidence=evidence, confidence=confidence
-        ),
-        Finding(
-            name=names[1],
-            value=round(dollars, 2),
-            unit="USD/month",
-            evidence=(*evidence, "list prices of us-central1, without Streaming Engine's data"),
-            confidence=confidence,
-        ),
-    )

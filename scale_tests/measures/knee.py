@@ -35,12 +35,14 @@ class Knee:
         failed: The smallest rate above it that was not sustained; None if every rate was.
         probes: The rates in the order in which they were tried.
         reason: Empty, or why the search ended early.
+        rows: The rows of each message.
     """
 
     sustained: float | None
     failed: float | None
     probes: tuple[Probe, ...]
     reason: str = ""
+    rows: int = 1
 
 
 def find_knee(measure: Callable[[float], Judgement], search: Bisection) -> Knee:
@@ -60,7 +62,7 @@ def find_knee(measure: Callable[[float], Judgement], search: Bisection) -> Knee:
         """Return None if the rate could not be judged."""
         for _ in range(ATTEMPTS):
             probes.append(Probe(rate, measure(rate)))
-            if probes[-1].judgement.verdict in (Verdict.SUSTAINED, Verdict.FAILED):
+            if probes[-1].sustained or probes[-1].judgement.failed:
                 return probes[-1].sustained
             if probes[-1].judgement.verdict is Verdict.INCOMPLETE:
                 break
@@ -95,7 +97,7 @@ def _next(low: float | None, high: float | None, search: Bisection) -> float | N
 
 def _largest(probes: list[Probe], below: float) -> float | None:
     """Return the largest rate below another that was sustained each time it was tried."""
-    failed = {p.rate for p in probes if p.judgement.verdict is Verdict.FAILED}
+    failed = {p.rate for p in probes if p.judgement.failed}
     rates = [p.rate for p in probes if p.sustained and p.rate < below and p.rate not in failed]
     return max(rates, default=None)
 

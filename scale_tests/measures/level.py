@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -43,8 +43,10 @@ class Level:
         ledger: The accounts.
         cpu: The share of a core that the busiest sender process used.
         rows: The rows of a request to an endpoint.
-        concurrency: How many requests were sent at the same time at most; 0 if that is not known.
+        idle_seconds: How long nothing was sent before.
         parts: Where the time goes.
+        errors: How many requests to an endpoint got no prediction, by the kind of the failure.
+        refused_by_limit: How many requests were not sent because `sender.in_flight` of them waited.
     """
 
     name: str
@@ -53,8 +55,10 @@ class Level:
     ledger: Ledger
     cpu: float
     rows: int = 1
-    concurrency: int = 0
+    idle_seconds: float = 0.0
     parts: tuple[Part, ...] = ()
+    errors: Mapping[str, int] = field(default_factory=dict)
+    refused_by_limit: int = 0
 
     @property
     def rate(self) -> float:
@@ -66,6 +70,13 @@ class Level:
         """Results per second that arrived while messages were sent; NaN for a burst."""
         in_time = self.ledger.arrived <= self.start + self.seconds
         return float(in_time.sum()) / self.seconds if self.seconds else math.nan
+
+    @property
+    def in_flight(self) -> float:
+        """The mean number of messages without a result, by Little's law; NaN for a burst."""
+        latency = self.ledger.arrived - self.ledger.sent.at
+        known = latency[~np.isnan(latency)]
+        return self.throughput * float(known.mean()) if len(known) else math.nan
 
     @property
     def growth(self) -> Growth | None:
@@ -90,10 +101,22 @@ class Level:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict about a level, and the reasons for it."""
+    """The verdict about a level.
+
+    Attributes:
+        verdict: The verdict.
+        reasons: The reasons for it.
+        overloaded: Whether an invalid level shows nevertheless that the rate is too high.
+    """
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
+    overloaded: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether the rate is too high for the system."""
+        return self.verdict is Verdict.FAILED or self.overloaded
 
 
 def judge(level: Level, objective: Objective, sender: Sender) -> Judgement:
@@ -103,7 +126,8 @@ def judge(level: Level, objective: Objective, sender: Sender) -> Judgement:
     judged only if every message has its final fate.
     """
     if invalid := tuple(_faults_of_the_load(level, sender)):
-        return Judgement(Verdict.INVALID, invalid)
+        alone = len(invalid) == 1 and _is_overloaded(level, objective, sender)
+        return Judgement(Verdict.INVALID, invalid, alone)
     latencies = level.latencies()
     if latencies is None:
         pending = level.ledger.count(Fate.PENDING)
@@ -121,9 +145,19 @@ def judge(level: Level, objective: Objective, sender: Sender) -> Judgement:
     return Judgement(Verdict.SUSTAINED)
 
 
+def _is_overloaded(level: Level, objective: Objective, sender: Sender) -> bool:
+    """Return whether the limit of requests in flight could be reached only by slow answers.
+
+    By Little's law, so many requests wait for longer than the objective at this rate.
+    """
+    waiting = level.rate * objective.latency_ms / 1e3
+    return level.refused_by_limit > 0 and sender.in_flight > waiting
+
+
 def _faults_of_the_load(level: Level, sender: Sender) -> Iterator[str]:
     if unsent := level.ledger.count(Fate.UNSENT):
-        yield f"{unsent:,} of {level.ledger.planned:,} messages were not sent"
+        limit = f", because {sender.in_flight:,} waited for answers" * bool(level.refused_by_limit)
+        yield f"{unsent:,} of {level.ledger.planned:,} messages were not sent{limit}"
     if (late := level.sent_late_ms()) > sender.late_ms:
         yield (
             f"p{LATE_PERCENTILE:g} of the messages was sent {late:,.0f} ms late, "

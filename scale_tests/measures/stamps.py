@@ -21,6 +21,8 @@ MOMENTS = (
     ("scored_at", "pipeline"),
     ("arrived", "delivery"),
 )
+# Those of a request to an endpoint.
+OF_REQUESTS = (("due", ""), ("sent", "sender"), ("arrived", "endpoint"))
 
 
 @dataclass(frozen=True)
@@ -43,25 +45,30 @@ class Part:
     clock_ms: float = 0.0
 
 
-def breakdown(moments: Mapping[str, Floats]) -> tuple[Part, ...]:
+def breakdown(
+    moments: Mapping[str, Floats], order: Sequence[tuple[str, str]] = MOMENTS
+) -> tuple[Part, ...]:
     """Return the parts of the latency, in the order in which a message goes through them.
 
     Args:
-        moments: [n] seconds since 1970 of each message, by the names in MOMENTS. A moment may be
+        moments: [n] seconds since 1970 of each message, by its name. A moment may be
             absent. Messages for which one is NaN do not count.
+        order: The names of the moments, and of the parts that end at them.
 
     Raises:
         ValueError: A name is unknown.
     """
-    if unknown := set(moments) - {name for name, _ in MOMENTS}:
-        raise ValueError(f"expected names of MOMENTS, got {', '.join(sorted(unknown))}")
+    if unknown := set(moments) - {name for name, _ in order}:
+        raise ValueError(
+            f"expected {', '.join(name for name, _ in order)}, got {', '.join(sorted(unknown))}"
+        )
     whole = ~np.isnan(np.stack(list(moments.values()))).any(axis=0) if moments else np.zeros(0)
     if not whole.any():
         return ()
     parts: list[Part] = []
     names: list[str] = []
     before: Floats | None = None
-    for moment, name in MOMENTS:
+    for moment, name in order:
         names.append(name)
         if moment not in moments:
             continue

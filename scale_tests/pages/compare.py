@@ -137,7 +137,8 @@ def _rates(
         for result in (before, after)
     ]
     for name in found[0].keys() & found[1].keys():
-        if found[0][name]["unit"] != "messages/s":
+        unit = found[0][name]["unit"]
+        if unit not in ("messages/s", "requests/s"):
             continue
         one, other = found[0][name]["value"], found[1][name]["value"]
         # Without a rate that failed, the true limit may be higher.
@@ -147,7 +148,7 @@ def _rates(
             change = Change.UNKNOWN if open_other else Change.SLOWER
         elif other > one * (1 + limit):
             change = Change.UNKNOWN if open_one else Change.FASTER
-        yield Difference(name=name, unit="messages/s", before=one, after=other, change=change)
+        yield Difference(name=name, unit=unit, before=one, after=other, change=change)
 
 
 def write_comparison(before: Path, after: Path, limit: float, path: Path) -> tuple[Difference, ...]:

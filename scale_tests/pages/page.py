@@ -86,7 +86,10 @@ def read_result(folder: Path) -> tuple[dict[str, Any], pa.Table]:
 def page(result: Mapping[str, Any], samples: pa.Table) -> str:
     """Return the HTML of a result."""
     plan = result["plan"]
-    title = f"Scale test of {plan['send_to'].rpartition('/')[2] or plan['target']}"
+    tested = plan["send_to"]
+    # A URL ends with a path that all servers have.
+    name = tested if "://" in tested else tested.rpartition("/")[2]
+    title = f"Scale test of {name or plan['target']}"
     return write_page(title, _sections(result, samples))
 
 
@@ -163,12 +166,18 @@ def _accounts(levels: Sequence[Mapping[str, Any]]) -> Table:
                 level["name"],
                 Cell(level["verdict"], _TONES.get(level["verdict"], "")),
                 *(level["accounts"][name] for name in names),
-                tuple(level["reasons"]),
+                (*level["reasons"], *_errors(level)),
             ]
             for level in levels
         ],
         caption="What became of every message. Duplicates are results that came once more.",
     )
+
+
+def _errors(level: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how many requests failed in each way."""
+    for kind, count in level.get("errors", {}).items():
+        yield f"{count:,} requests failed: {kind}"
 
 
 def _figures(levels: Sequence[Mapping[str, Any]]) -> Table:
@@ -177,7 +186,9 @@ def _figures(levels: Sequence[Mapping[str, Any]]) -> Table:
             if one["percentile"] == percentile:
                 if one["ms"] is None:
                     return one["reason"]
-                return f"{number(one['ms'])} ({number(one['low_ms'])} to {number(one['high_ms'])})"
+                # The message at the rank of the upper bound may have no result.
+                high = "no result" if one["high_ms"] is None else number(one["high_ms"])
+                return f"{number(one['ms'])} ({number(one['low_ms'])} to {high})"
         return "-"
 
     return Table(

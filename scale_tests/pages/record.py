@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 
 from common.errors import OutputError, one_line
 from scale_tests.load.plan import Plan
-from scale_tests.measures.findings import Finding, bottleneck, sustainable_rate
-from scale_tests.measures.level import Judgement, Level, Verdict
+from scale_tests.measures.conclusions import conclude
+from scale_tests.measures.level import Judgement, Level
 from scale_tests.measures.outcome import Outcome
 
 
@@ -69,7 +69,7 @@ def result(outcome: Outcome, plan: Plan) -> dict[str, Any]:
         "plan": msgspec.to_builtins(plan),
         "strays": outcome.strays,
         "levels": [describe(level, judgement) for level, judgement in outcome.levels],
-        "findings": [dataclasses.asdict(finding) for finding in conclude(outcome)],
+        "findings": [dataclasses.asdict(finding) for finding in conclude(outcome, plan)],
     }
 
 
@@ -92,8 +92,11 @@ def describe(level: Level, judgement: Judgement) -> dict[str, Any]:
         "reasons": judgement.reasons,
         "rate": _known(level.rate),
         "throughput": _known(level.throughput),
+        "in_flight": _known(level.in_flight),
         "seconds": level.seconds,
+        "rows": level.rows,
         "accounts": level.ledger.totals(),
+        "errors": level.errors,
         "wrong_results": level.ledger.wrong,
         "sent_late_ms": level.sent_late_ms(),
         "sender_cpu": level.cpu,
@@ -104,17 +107,6 @@ def describe(level: Level, judgement: Judgement) -> dict[str, Any]:
         "max_ms": latencies.max_ms() if latencies else None,
         "parts": [dataclasses.asdict(part) for part in level.parts],
     }
-
-
-def conclude(outcome: Outcome) -> list[Finding]:
-    """Return the findings of a test."""
-    found = [sustainable_rate(knee) for knee in outcome.knees]
-    judged = (Verdict.SUSTAINED, Verdict.FAILED)
-    levels = [level for level, one in outcome.levels if level.seconds and one.verdict in judged]
-    if len(levels) > 1:
-        levels.sort(key=lambda level: level.rate)
-        found.append(bottleneck(levels[0], levels[-1]))
-    return found
 
 
 def samples(outcome: Outcome) -> pa.Table:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
-from multiprocessing.process import BaseProcess
 from threading import BoundedSemaphore
 from typing import Any
 
@@ -18,7 +13,7 @@ from numpy.typing import NDArray
 
 from cloud.clients import Cloud
 from cloud.errors import explain, retry
-from common.errors import JobError
+from scale_tests.load.processes import Processes
 from scale_tests.load.rows import Bodies
 
 Floats = NDArray[np.float64]
@@ -125,53 +120,16 @@ def publish(load: Load) -> Published:
     return Published(at, (time.process_time() - used) / wall, *errors[:1])
 
 
-class Senders:
-    """Processes that publish parts of a load at the same time."""
+def publish_all(processes: Processes, load: Load) -> Published:
+    """Publish a load from all processes. The share of a core is that of the busiest one.
 
-    def __init__(self, pool: ProcessPoolExecutor, processes: Sequence[BaseProcess]) -> None:
-        self._pool, self._processes = pool, processes
-        self._count = len(processes)
-
-    def publish(self, load: Load) -> Published:
-        """Publish a load from all processes. The share of a core is that of the busiest one.
-
-        Raises:
-            JobError: A process was killed.
-        """
-        parts = [
-            self._pool.submit(publish, load.part(number, self._count))
-            for number in range(self._count)
-        ]
-        try:
-            done = [part.result() for part in parts]
-        except BrokenExecutor as error:
-            raise JobError("a sender process was killed: run the test again") from error
-        at = np.empty(len(load.due))
-        for number, one in enumerate(done):
-            at[number :: self._count] = one.at
-        failed = [one.error for one in done if one.error]
-        return Published(at, max(one.cpu for one in done), *failed[:1])
-
-    def stop(self) -> None:
-        """End the processes at once."""
-        for process in self._processes:
-            process.terminate()
-
-
-@contextmanager
-def senders(count: int) -> Iterator[Senders]:
-    """Start processes that publish. They end with the block, at once if it is interrupted."""
-    before = set(active_children())
-    # Ctrl-C is for the process that waits for these.
-    with ProcessPoolExecutor(
-        count, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    ) as pool:
-        # Processes start with the first calls; that takes a second, in which nothing is due.
-        for ready in [pool.submit(time.sleep, 0.1) for _ in range(count)]:
-            ready.result()
-        started = Senders(pool, [*set(active_children()) - before])
-        try:
-            yield started
-        except BaseException:
-            started.stop()
-            raise
+    Raises:
+        JobError: A process was killed.
+    """
+    count = processes.count
+    done = processes.run(publish, [load.part(number, count) for number in range(count)])
+    at = np.empty(len(load.due))
+    for number, one in enumerate(done):
+        at[number::count] = one.at
+    failed = [one.error for one in done if one.error]
+    return Published(at, max(one.cpu for one in done), *failed[:1])

@@ -12,19 +12,17 @@ import numpy as np
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import InputError, JobError
-from scale_tests.load.plan import Bisection, Burst, PhaseKind, Plan, WarmUp
+from scale_tests.load.plan import Plan
+from scale_tests.load.processes import Processes, sender_processes
 from scale_tests.load.rows import Bodies, make_bodies
-from scale_tests.load.schedule import due_times, probe, stretches
 from scale_tests.measures.accounts import Ledger, Sent, settle, strays
-from scale_tests.measures.knee import Knee, find_knee
-from scale_tests.measures.level import Judgement, Level, judge
+from scale_tests.measures.level import Level, judge
 from scale_tests.measures.outcome import Outcome
 from scale_tests.measures.stamps import breakdown
+from scale_tests.phases import LEAD_SECONDS, Phases, Step
 from scale_tests.streams.collectors import Collectors, collecting
-from scale_tests.streams.sender import Load, Senders, senders
+from scale_tests.streams.sender import Load, publish_all
 
-# Between the moment a level is planned and its first message.
-LEAD_SECONDS = 0.5
 # A pipeline that runs answers a message within this time.
 ANSWER_SECONDS = 30.0
 POLL_SECONDS = 0.05
@@ -41,35 +39,22 @@ class StreamTest:
         sending: The sender processes.
         bodies: The rows.
         test_id: The id of the test.
-        report: Gets a line about each level.
     """
 
     plan: Plan
     cloud: Cloud
     collected: Collectors
-    sending: Senders
+    sending: Processes
     bodies: Bodies
     test_id: str
-    report: Callable[[str], None]
-    levels: list[tuple[Level, Judgement]] = field(default_factory=list)
-    knees: list[Knee] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
 
-    def run(self) -> None:
-        """Run the phases of the plan.
+    def find_the_pipeline(self) -> None:
+        """Send one message and wait for its result.
 
         Raises:
             JobError: The pipeline answers no message.
         """
-        self._find_the_pipeline()
-        for number, phase in enumerate(self.plan.phases):
-            if isinstance(phase, Bisection):
-                self.knees.append(self._search(phase, number))
-            else:
-                self._measure(phase, f"{number + 1} {phase.__struct_config__.tag}", (number,))
-
-    def _find_the_pipeline(self) -> None:
-        """Send one message and wait for its result."""
         ledger, _, error = self._send(np.zeros(1), wait=ANSWER_SECONDS)
         if error:
             raise JobError(f"{self.plan.send_to}: no message can be published: {error}")
@@ -80,42 +65,20 @@ class StreamTest:
                 f"{self.plan.result.name}"
             )
 
-    def _search(self, phase: Bisection, number: int) -> Knee:
-        count = 0
-
-        def measure(rate: float) -> Judgement:
-            nonlocal count
-            count += 1
-            return self._measure(
-                probe(phase, rate),
-                f"{number + 1}.{count} bisection {rate:,.4g}/s",
-                (number, count),
-            )
-
-        return find_knee(measure, phase)
-
-    def _measure(self, phase: PhaseKind, name: str, number: tuple[int, ...]) -> Judgement:
-        time.sleep(phase.idle_seconds)
-        due = due_times(phase, self.plan.arrivals, (self.plan.seed, *number))
-        seconds = 0.0 if isinstance(phase, Burst) else sum(s.seconds for s in stretches(phase))
-        ledger, cpu, _ = self._send(due, wait=self.plan.result.wait_seconds)
+    def measure(self, step: Step) -> Level:
+        """Send messages, wait for their results, and return what became of them."""
+        ledger, cpu, _ = self._send(step.due, wait=self.plan.result.wait_seconds)
         sent = ledger.sent
-        start = float(sent.due[0] - due[0]) if len(due) else 0.0
-        stamps = self.collected.stamps(sent.first, len(due))
+        stamps = self.collected.stamps(sent.first, len(step.due))
         moments = {"due": sent.due, "sent": sent.at, **stamps, "arrived": ledger.arrived}
-        level = Level(
-            name=name,
-            start=start,
-            seconds=seconds,
+        return Level(
+            name=step.name,
+            start=float(sent.due[0] - step.due[0]) if len(step.due) else 0.0,
+            seconds=step.seconds,
             ledger=ledger,
             cpu=cpu,
             parts=breakdown(moments),
         )
-        judgement = judge(level, self.plan.objective, self.plan.sender)
-        if not isinstance(phase, WarmUp):
-            self.levels.append((level, judgement))
-        self.report(line(level, judgement))
-        return judgement
 
     def _send(self, offsets: np.ndarray, wait: float) -> tuple[Ledger, float, str]:
         """Publish messages, wait for their results, and return their accounts."""
@@ -134,7 +97,7 @@ class StreamTest:
             faulty=faulty,
         )
         before = self.collected.count
-        done = self.sending.publish(load)
+        done = publish_all(self.sending, load)
         planned.at[:] = done.at
         ended = float(np.nanmax(done.at, initial=time.time()))
         wanted = int((~np.isnan(done.at)).sum())
@@ -151,18 +114,18 @@ class StreamTest:
             seen = count
             time.sleep(POLL_SECONDS)
 
-    def outcome(self, interrupted: bool) -> Outcome:
+    def outcome(self, phases: Phases, *, interrupted: bool) -> Outcome:
         """Return what the test showed so far, with the results that came after their levels."""
         results, now = self.collected.results(), time.time()
         levels = []
-        for level, _ in self.levels:
+        for level, _ in phases.levels:
             ledger = settle(level.ledger.sent, results, now, self.plan.result.wait_seconds)
             final = replace(level, ledger=ledger)
             levels.append((final, judge(final, self.plan.objective, self.plan.sender)))
         return Outcome(
             test_id=self.test_id,
             levels=tuple(levels),
-            knees=tuple(self.knees),
+            knees=tuple(phases.knees),
             strays=strays(results, self.sent),
             interrupted=interrupted,
         )
@@ -189,35 +152,19 @@ def run_stream(plan: Plan, cloud: Cloud, report: Callable[[str], None]) -> Outco
     test_id = uuid.uuid4().hex[:12]
     with (
         collecting(cloud, test_id, plan.result) as collected,
-        senders(plan.sender.processes) as sending,
+        sender_processes(plan.sender.processes) as sending,
     ):
-        test = StreamTest(plan, cloud, collected, sending, bodies, test_id, report)
+        test = StreamTest(plan, cloud, collected, sending, bodies, test_id)
+        phases = Phases(plan, test.measure, report)
         try:
-            test.run()
+            test.find_the_pipeline()
+            phases.run()
         except KeyboardInterrupt:
             sending.stop()
-            return test.outcome(interrupted=True)
-        return test.outcome(interrupted=False)
+            return test.outcome(phases, interrupted=True)
+        return test.outcome(phases, interrupted=False)
 
 
 def _check_topic(cloud: Cloud, topic: str) -> None:
     with translate_errors(InputError, f"{topic} cannot be used", "roles/pubsub.editor"):
         cloud.publisher().get_topic(topic=topic, retry=retry(cloud.retry_seconds))
-
-
-def line(level: Level, judgement: Judgement) -> str:
-    """Return a line about a level: its accounts first, then its latencies."""
-    totals = level.ledger.totals()
-    accounts = ", ".join(
-        f"{count:,} {name.replace('_', ' ')}"
-        for name, count in totals.items()
-        if count or name in ("scored", "lost")
-    )
-    latencies = level.latencies()
-    shown = [] if latencies is None else latencies.quantiles()
-    figures = ", ".join(f"p{one.percentile:g} {one.ms:,.0f} ms" for one in shown if one.ms)
-    reasons = f": {'; '.join(judgement.reasons)}" if judgement.reasons else ""
-    rate = f"{level.rate:,.4g}/s" if level.seconds else "at once"
-    return f"{level.name}, {rate}: {accounts}; {figures or 'no percentiles'}; " + (
-        f"{judgement.verdict}{reasons}"
-    )

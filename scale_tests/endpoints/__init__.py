@@ -1,0 +1,1 @@
+"""Tests of an endpoint: senders of requests, which receive the answers."""
