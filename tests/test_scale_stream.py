@@ -164,7 +164,7 @@ def test_results_are_read_from_the_table_of_a_stream(stand: Stand, example: Path
         assert accounts["planned"] == accounts["scored"] + accounts["dead_lettered"] > 0
         assert accounts["duplicates"] == accounts["lost"] == level["wrong_results"] == 0
         assert {part["name"] for part in level["parts"]} >= {"queue", "pipeline", "delivery"}
-    # A row that is there twice is a duplicate, and a row of another test is none.
+    # A row that is there twice is a duplicate, and a row of another test does not count.
     own = result["test_id"]
     reader = TableCollector(stand.on.cloud, full, own)
     reader.receive()
