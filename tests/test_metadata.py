@@ -25,6 +25,7 @@ VALUES = {
     "max_dead_letter_share": (["0", "0.5", "1"], ["-1", "1.5", "x"]),
     "query_dataset": (["my-p.d", "example.com:my-p.d", "d_1"], ["", "p.d.t", "a-b", "P.d"]),
     "run_id": (["2026-11-20", "scheduled__2026-11-20T00:00:00+00:00"], ["", "a b", "-x"]),
+    "report_examples": (["0", "3"], ["-1", "x"]),
     "max_batch_wait_ms": (["1", "50"], ["-1", "x"]),
     "table_version": (["0", "6139212125992157417"], ["-1", "x", "1.5"]),
     "csv_delimiter": ([";", "|", "tab", "space"], ["", ";;", "\t", " ", "é"]),

@@ -295,7 +295,7 @@ def score_files(
             rows | "Scored" >> CountRows("scored"),
             failures | CountFailures(),
         ) | "Counts" >> beam.Flatten()
-        (counts, staged) | CommitRun(destinations, out, {})
+        {"counts": counts, "staged": staged} | CommitRun(destinations, out, {})
     report: dict[str, Any] = json.loads((folder / "out/r/report.json").read_text())
     return report
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from common.errors import BalanceError
 from transforms.accounts import Count
+from transforms.dead_letter_examples import Examples, KeepExamples
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault, failure_batch
 from transforms.decisions import CountDecisions
@@ -24,6 +25,7 @@ from transforms.files.destination import Destination, FolderDestination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.files.stage import StageFiles
 from transforms.provenance import Provenance, utc_now
+from transforms.run_history import History, RecordHistory
 from transforms.run_report import CommitRun, CountFailures, CountRows, build_report, count_failures
 from transforms.score_figures import DescribeScores, Figures
 
@@ -193,7 +195,9 @@ def commit_run(
         bad | CountFailures(),
     ) | beam.Flatten()
     staged = pipeline | "Staged" >> beam.Create(files)
-    return (counts, staged) | CommitRun(destinations_of(folder), folder, {"run_id": "r"})
+    return {"counts": counts, "staged": staged} | CommitRun(
+        destinations_of(folder), folder, {"run_id": "r"}
+    )
 
 
 def test_a_run_that_balances_is_put_in_place(
@@ -230,7 +234,9 @@ def test_a_run_without_rows_balances(folder: RunFolder) -> None:
         nothing = pipeline | beam.Create([]).with_output_types(Any)
         counts = nothing | CountRows("read")
         staged = nothing | beam.Map(lambda x: x)
-        report = (counts, staged) | CommitRun(destinations_of(folder), folder, {})
+        report = {"counts": counts, "staged": staged} | CommitRun(
+            destinations_of(folder), folder, {}
+        )
         assert_that(report | beam.Map(lambda r: r["rows_in"]), equal_to([0]))
 
 
@@ -251,7 +257,7 @@ def test_each_destination_of_a_part_gets_all_its_rows(
             rows | "Scored" >> CountRows("scored"),
             bad | CountFailures(),
         ) | "Counts" >> beam.Flatten()
-        (counts, staged) | CommitRun(destinations, folder, {})
+        {"counts": counts, "staged": staged} | CommitRun(destinations, folder, {})
     found = {
         destination.name: sum(rows_in(path) for path in Path(destination.place).iterdir())
         for destination in destinations
@@ -261,7 +267,7 @@ def test_each_destination_of_a_part_gets_all_its_rows(
     assert not (tmp_path / "again/r/report.json").exists()
 
 
-# What reached the commit of a run in this process: the sizes of its three inputs.
+# What reached the commit of a run in this process: the sizes of its inputs.
 arrived: list[tuple[int, ...]] = []
 
 
@@ -274,8 +280,10 @@ class CountingCommit(CommitRun):
         counts: Iterable[Count],
         staged: Iterable[StagedFile],
         scores: Iterable[Figures] = (),
+        history: Iterable[History] = (),
+        examples: Iterable[Examples] = (),
     ) -> dict[str, Any]:
-        lists = list(counts), list(staged), list(scores)
+        lists: list[Any] = [[*one] for one in (counts, staged, scores, history, examples)]
         arrived.append(tuple(len(elements) for elements in lists))
         return super()._commit(_, *lists)
 
@@ -297,11 +305,18 @@ def test_what_reaches_the_commit_does_not_grow_with_the_number_of_batches(
             good | CountDecisions(("class",)),
         ) | beam.Flatten()
         written = pipeline | "Staged" >> beam.Create(files)
-        figures = good | DescribeScores("score")
+        letters = pipeline | "Letter" >> beam.Create([failures([Fault("null", "m")], provenance)])
+        given = {
+            "counts": counts,
+            "staged": written,
+            "scores": good | DescribeScores("score"),
+            "history": good | RecordHistory("score"),
+            "examples": letters | beam.FlatMap(lambda one: [one] * batches) | KeepExamples(3),
+        }
         commit = CountingCommit(destinations_of(folder), folder, {}, decisions=("class",))
-        report = (counts, written, figures) | commit
+        report = given | commit
         assert_that(report, lambda found: _check_figures(*found))
-    assert arrived == [(4, 1, 1)]
+    assert arrived == [(4, 1, 1, 1, 1)]
 
 
 def _check_figures(report: dict[str, Any]) -> None:

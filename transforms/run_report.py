@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import apache_beam as beam
 import orjson
@@ -21,12 +22,14 @@ from common.record_batch import OUTPUTS
 from model_handlers.batch_handler import PRECISION
 from transforms.accounts import Count, check_source
 from transforms.bigquery.query_table import QueryTable
+from transforms.dead_letter_examples import Examples
 from transforms.decisions import report_decisions
 from transforms.files.commit import commit
 from transforms.files.destination import Destination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.files.staging import discard, discard_dead
 from transforms.provenance import utc_now
+from transforms.run_history import History, merge_histories, report_history
 from transforms.score_figures import Figures, as_report, merge
 
 
@@ -148,15 +151,32 @@ def too_many(dead: int, rows: int, limit: float) -> bool:
     return dead > 0 and (dead == rows or dead > limit * rows)
 
 
+class Page(Protocol):
+    """Writes the page about a run."""
+
+    def __call__(self, report: Mapping[str, Any], examples: Sequence[Examples]) -> bytes:
+        """Return the HTML.
+
+        Args:
+            report: The report of the run, as its file has it.
+            examples: Examples of dead letters.
+        """
+
+
+def _write_page(page: Page, examples: Sequence[Examples], report: bytes) -> bytes:
+    return page(orjson.loads(report), examples)
+
+
 @dataclass
 class CommitRun(beam.PTransform):
     """A transform that commits a run once its counts balance, and returns its report.
 
-    The input is a tuple of the counts and the staged files. A third collection, of
-    transforms.score_figures.Figures, adds statistics of the scores to the report. One worker
-    receives the sums of the counts, the names of the files and the figures, but nothing for each
-    batch. If the counts do not balance, the rows stay in the staging folder and the pipeline
-    fails.
+    The input is a mapping of collections: `counts` and `staged`, the finished files. `scores`, of
+    transforms.score_figures.Figures, adds statistics of the scores to the report, and `history`,
+    of transforms.run_history.History, the histograms that a page shows. `examples` are shown only
+    on the page. One worker receives the sums of the counts, the names of the files and the
+    figures, but nothing for each batch. If the counts do not balance, the rows stay in the staging
+    folder and the pipeline fails.
 
     Attributes:
         destinations: Where the staged files go.
@@ -165,6 +185,7 @@ class CommitRun(beam.PTransform):
         temporary: Folders whose staged files are not needed after the commit.
         decisions: The fields whose decisions are counted.
         results: The table of the result of a query, which is not needed after the commit.
+        page: Writes the page beside the report, or None.
     """
 
     destinations: Sequence[Destination]
@@ -173,6 +194,7 @@ class CommitRun(beam.PTransform):
     temporary: Sequence[RunFolder] = ()
     decisions: tuple[str, ...] = ()
     results: QueryTable | None = None
+    page: Page | None = None
 
     def _commit(
         self,
@@ -180,6 +202,8 @@ class CommitRun(beam.PTransform):
         counts: Iterable[Count],
         staged: Iterable[StagedFile],
         scores: Iterable[Figures] = (),
+        history: Iterable[History] = (),
+        examples: Iterable[Examples] = (),
     ) -> dict[str, Any]:
         files = sorted(staged, key=lambda file: file.path)
         sums = dict(counts)
@@ -188,13 +212,16 @@ class CommitRun(beam.PTransform):
             facts["decisions"] = report_decisions(sums, self.decisions)
         if precisions := {key[1]: n for key, n in sums.items() if key[0] == PRECISION}:
             facts["precision"] = precisions
+        if self.page is not None:
+            facts |= report_history(merge_histories(history))
         report = build_report(sums, files, self.destinations, facts)
 
         def finished(listing: Mapping[str, Any]) -> bytes:
             report.update(listing, finished_at=utc_now())
             return orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
-        commit(self.destinations, files, self.report_folder, finished)
+        page = None if self.page is None else partial(_write_page, self.page, [*examples])
+        commit(self.destinations, files, self.report_folder, finished, page)
         for folder in self.temporary:
             discard(folder)
             discard_dead(folder)
@@ -203,22 +230,22 @@ class CommitRun(beam.PTransform):
         return report
 
     def expand(
-        self, collections: tuple[beam.PCollection[Any], ...]
+        self, collections: Mapping[str, beam.PCollection[Any]]
     ) -> beam.PCollection[dict[str, Any]]:
         """Sum the counts, wait for all files, then commit once."""
-        counts, staged, *scores = collections
+        counts = collections["counts"]
+        others = {name: beam.pvalue.AsIter(one) for name, one in collections.items()}
         totals = counts | "SumCounts" >> beam.CombinePerKey(sum)
         # If a runner retries a step, it may compute its input again, with other file names.
         # After a shuffle the names of the finished files are fixed.
-        fixed = staged | "FixStaged" >> beam.Reshuffle()
+        fixed = collections["staged"] | "FixStaged" >> beam.Reshuffle()
         return (
             counts.pipeline
             | "Once" >> beam.Create([None])
             | "Commit"
             >> beam.Map(
                 self._commit,
-                counts=beam.pvalue.AsIter(totals),
-                staged=beam.pvalue.AsIter(fixed),
-                **({"scores": beam.pvalue.AsIter(scores[0])} if scores else {}),
+                **others
+                | {"counts": beam.pvalue.AsIter(totals), "staged": beam.pvalue.AsIter(fixed)},
             )
         )

@@ -88,12 +88,13 @@ class Section:
     parts: Sequence[Text | Code | Table | Chart]
 
 
-def write_page(title: str, sections: Iterable[Section]) -> str:
+def write_page(title: str, sections: Iterable[Section], script: str | None = None) -> str:
     """Return the HTML of a page.
 
     Args:
         title: The title, also of the window.
         sections: The parts. The first one needs no heading.
+        script: What `drawing_script` returned, for a machine that may lack vl-convert.
 
     Raises:
         UsageError: The page has a chart, and vl-convert is not installed.
@@ -107,7 +108,7 @@ def write_page(title: str, sections: Iterable[Section]) -> str:
     scripts = ""
     if charts:
         embed = (_HERE / "embed.js").read_text()
-        scripts = f"<script>{_library()}</script>\n<script>{embed}</script>"
+        scripts = f"<script>{script or drawing_script()}</script>\n<script>{embed}</script>"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -127,8 +128,12 @@ def write_page(title: str, sections: Iterable[Section]) -> str:
 """
 
 
-def _library() -> str:
-    """Return the script that draws charts."""
+def drawing_script() -> str:
+    """Return the script that draws charts.
+
+    Raises:
+        UsageError: vl-convert is not installed.
+    """
     if importlib.util.find_spec("vl_convert") is None:
         raise UsageError("pages need one more package: run pip install 'millrace[pages]'")
     import vl_convert

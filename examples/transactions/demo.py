@@ -5,6 +5,7 @@ python -m examples.transactions.demo --output build/demo
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import subprocess
@@ -38,7 +39,8 @@ def command(example: Path, output: Path) -> list[str]:
         "run_id": RUN_ID,
     }
     pairs = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "pipelines.batch_local", *pairs]
+    page = ["--report_html"] if importlib.util.find_spec("vl_convert") else []
+    return [sys.executable, "-m", "pipelines.batch_local", *pairs, *page]
 
 
 def show_top(scores: pa.Table, rows: int = 10) -> str:

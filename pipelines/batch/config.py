@@ -119,6 +119,8 @@ class RunConfig(ScoringConfig):
         letter_sinks: The sinks of the dead letters.
         max_dead_letter_share: The share of the rows, from 0 to 1, above which the run fails.
         min_rows: The number of rows below which the run fails.
+        report_html: Whether the run writes a page.
+        report_examples: How many dead letters of each reason the page shows.
     """
 
     sinks: tuple[Sink, ...]
@@ -126,6 +128,8 @@ class RunConfig(ScoringConfig):
     max_dead_letter_share: float
     run: RunOptions
     min_rows: int = 0
+    report_html: bool = False
+    report_examples: int = 0
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -187,6 +191,8 @@ def batch_config(pipeline: str, parsed: Parsed) -> BatchConfig:
         max_dead_letter_share=parsed.get(FailureOptions).max_dead_letter_share,
         cloud=parsed.get(CloudOptions),
         run=parsed.get(RunOptions),
+        report_html=parsed.get(SinkOptions).report_html,
+        report_examples=parsed.get(SinkOptions).report_examples,
     )
 
 

@@ -17,6 +17,7 @@ from pipelines.batch.progress import ShowProgress
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.query_table import QueryTable
 from transforms.bigquery.unfit import RefuseUnfit
+from transforms.dead_letter_examples import KeepExamples
 from transforms.decisions import CountDecisions
 from transforms.encode import EncodeRows, OutputFields
 from transforms.files.destination import Destination
@@ -25,7 +26,8 @@ from transforms.files.stage import StageFiles
 from transforms.messages.publish import PublishBatches
 from transforms.predict import Predict
 from transforms.provenance import Provenance
-from transforms.run_report import CommitRun, CountFailures, CountPrecision, CountRows
+from transforms.run_history import RecordHistory
+from transforms.run_report import CommitRun, CountFailures, CountPrecision, CountRows, Page
 from transforms.score_figures import DescribeScores
 from transforms.spread import SpreadBatches
 
@@ -46,6 +48,8 @@ class ScoreRows(beam.PTransform):
         launcher: The id of this process if the workers are its threads or children, else None.
         results: The table of the result of a query, which is deleted after the commit.
         spread: The shuffle between reading and predicting, or None to score rows as they are read.
+        page: Writes the page of the run, or None.
+        examples: How many dead letters of each reason the page shows.
     """
 
     source: beam.PTransform
@@ -65,6 +69,8 @@ class ScoreRows(beam.PTransform):
     launcher: int | None = None
     results: QueryTable | None = None
     spread: SpreadBatches | None = None
+    page: Page | None = None
+    examples: int = 0
 
     @property
     def _tables(self) -> list[str]:
@@ -110,11 +116,24 @@ class ScoreRows(beam.PTransform):
             *decided,
             *precisions,
         ) | "Counts" >> beam.Flatten()
-        score = self.fields.score_column
-        scores = () if score is None else (rows | "Scores" >> DescribeScores(score),)
+        figures = self._figures(rows, failures)
         if self.show_progress:
             rows | "Progress" >> ShowProgress()
-        return (counts, staged, *scores) | "Commit" >> self._commit(decisions)
+        return {"counts": counts, "staged": staged} | figures | "Commit" >> self._commit(decisions)
+
+    def _figures(
+        self, rows: beam.PCollection[pa.RecordBatch], failures: beam.PCollection[pa.RecordBatch]
+    ) -> dict[str, beam.PCollection[Any]]:
+        """Return what the report and the page show beside the counts."""
+        score = self.fields.score_column
+        found: dict[str, beam.PCollection[Any]] = {}
+        if score is not None:
+            found["scores"] = rows | "Scores" >> DescribeScores(score)
+        if self.page is not None:
+            found["history"] = rows | "History" >> RecordHistory(score)
+            if self.examples:
+                found["examples"] = failures | "Examples" >> KeepExamples(self.examples)
+        return found
 
     def _spread(
         self, batches: beam.PCollection[pa.RecordBatch]
@@ -131,4 +150,5 @@ class ScoreRows(beam.PTransform):
             self.temporary,
             decisions,
             self.results,
+            self.page,
         )

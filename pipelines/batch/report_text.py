@@ -10,7 +10,7 @@ from typing import Any
 from common.terminal import facts
 
 NO_ROWS = "  no rows were read: check the source; --min_rows 1 makes such a run fail"
-STYLES = {"balance": "green", "output": "cyan", "report": "cyan"}
+STYLES = {"balance": "green", "output": "cyan", "report": "cyan", "page": "cyan"}
 
 
 def summarise(report: Mapping[str, Any], seconds: float) -> str:
@@ -48,7 +48,14 @@ def run_facts(report: Mapping[str, Any], seconds: float) -> list[tuple[str, str]
         *(("output", _from_here(place)) for place in report["output"] if report["rows_scored"]),
         *(("dead letters", _from_here(place)) for place in report["dead_letter_output"] if dead),
         ("report", _from_here(report["report"])),
+        *(("page", _from_here(place)) for place in [page_place(report)] if place),
     ]
+
+
+def page_place(report: Mapping[str, Any]) -> str | None:
+    """Return the path of the page about a run, or None if it has none."""
+    name = report.get("page")
+    return None if name is None else f"{report['report'].rpartition('/')[0]}/{name}"
 
 
 def _from_here(place: str) -> str:

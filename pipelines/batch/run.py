@@ -31,6 +31,7 @@ from pipelines.batch.limits import check_limits
 from pipelines.batch.memory import check_memory_needed
 from pipelines.batch.pace import scorer_of
 from pipelines.batch.progress import progress_line
+from pipelines.batch.report_page import RunPage
 from pipelines.batch.report_text import STYLES, run_facts
 from pipelines.batch.scoring import Scoring, facts_of, fields_of, work_of_thread
 from pipelines.batch.sources import Source, open_source
@@ -46,6 +47,7 @@ from pipelines.workers import worker_cpus
 from transforms.encode import output_schema
 from transforms.files.commit import abandon, is_in_place
 from transforms.files.listing import read_report
+from transforms.files.page_file import check_page
 from transforms.files.run_folder import RunFolder
 from transforms.files.staging import discard
 from transforms.provenance import Provenance, utc_now
@@ -139,6 +141,7 @@ def score_rows(
         OutputError: If a destination cannot be written.
     """
     config, manifest, fields = scoring.config, scoring.manifest, scoring.fields
+    page = RunPage.make() if config.report_html else None
     started = utc_now()
     token = uuid.uuid4().hex[:8]
     # With the token, two runs that start in the same second do not count as attempts at one run.
@@ -150,6 +153,8 @@ def score_rows(
     rows = RowsToWrite(schema, fields.time_column, provenance)
     destinations = open_destinations(config, attempt, rows, cloud, source.lineage)
     check_memory_needed(work_of_thread(scoring, source, schema, destinations), options)
+    if page is not None and not is_dry_run(options):
+        check_page(report_folder(destinations))
     for destination in destinations:
         (destination.look if is_dry_run(options) else destination.prepare)()
     if source.results is not None and not is_dry_run(options):
@@ -171,6 +176,8 @@ def score_rows(
         launcher=os.getpid() if runs_in_process(options) else None,
         results=source.results,
         spread=SpreadBatches(config.model.batch_rows) if source.spread else None,
+        page=page,
+        examples=config.report_examples,
     )
 
 

@@ -178,6 +178,20 @@ class SinkOptions:
         param_type="ENUM",
     )
     cluster_by: tuple[str, ...] | None = cluster_by_flag()
+    report_html: bool = flag(
+        "also write a page for people, report.html, next to report.json; needs the extra pages "
+        "where the run is started",
+        False,
+        label="Report as a page",
+        param_type="BOOLEAN",
+    )
+    report_examples: int = flag(
+        "number of dead letters of each reason that the page shows; they contain values of rows",
+        0,
+        label="Dead letters on the page",
+        param_type="NUMBER",
+        form=AT_LEAST_0,
+    )
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ _NEEDS = {
     "max_bytes_billed": ("input_query",),
     "cluster_by": ("output_table",),
     "write_disposition": ("output_table",),
+    "report_examples": ("report_html",),
     "create_subscription": ("input_topic",),
     "keep_ordering_keys": ("output_topic",),
     "max_messages": ("input_subscription",),

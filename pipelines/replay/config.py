@@ -121,6 +121,8 @@ def replay_config(parsed: Parsed) -> ReplayConfig:
         max_dead_letter_share=parsed.get(FailureOptions).max_dead_letter_share,
         cloud=parsed.get(CloudOptions),
         run=parsed.get(RunOptions),
+        report_html=parsed.get(SinkOptions).report_html,
+        report_examples=parsed.get(SinkOptions).report_examples,
     )
 
 

@@ -5,14 +5,18 @@ The result of a run consists of the files that its `report.json` lists. An attem
     1. reads the current report, and checks that everything it needs exists
     2. puts its files next to the existing ones, under names that only this attempt uses
     3. replaces the report, if it is still the one that was read
-    4. removes the files that the new report lists as replaced, then its staged files
+    4. puts the page of the run beside the report, if it has one
+    5. removes the files that the new report lists as replaced, then its staged files
 
 Wherever the attempt is stopped, even by kill -9, all files that the current report lists exist:
 those of the earlier result or those of the new one. On this machine a lock allows only one
 attempt at a time to commit. In an object store step 3 is a conditional write, so if two attempts
-read the same report, one of them fails. Step 4 removes files that existed before step 3. If they
+read the same report, one of them fails. Step 5 removes files that existed before step 3. If they
 belong to another attempt, that attempt fails at its own step 3, or finds its files listed as
 replaced when it reads the report.
+
+A page is never that of another report (transforms/files/page_file.py): the page of the earlier
+result is removed just before step 3.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from typing import Any
 from common.errors import AttemptConflict, OutputError
 from transforms.files.destination import Destination
 from transforms.files.listing import Listing, ResultFile, listing_of, read_listing
+from transforms.files.page_file import check_page, put_page, remove_page
 from transforms.files.run_folder import PARTS, SCORES, RunFolder, StagedFile, is_part_file
 from transforms.files.staging import (
     DEAD_SECONDS,
@@ -54,6 +59,7 @@ from transforms.files.store import (
 # How long a failed attempt waits for a commit that is still running in another thread.
 ABANDON_SECONDS = 5.0
 Report = Callable[[Mapping[str, Any]], bytes]
+Page = Callable[[bytes], bytes]
 
 # The report folders of the attempts that this process has abandoned. Their threads may still run.
 _abandoned: set[RunFolder] = set()
@@ -64,6 +70,7 @@ def commit(
     staged: Sequence[StagedFile],
     report_folder: RunFolder,
     report: Report,
+    page: Page | None = None,
 ) -> None:
     """Put the finished files of a run and its report in place, and remove earlier ones.
 
@@ -76,11 +83,12 @@ def commit(
         report_folder: The folder of the report.
         report: Returns the content of the report, given its facts about files (`attempt`, `files`
             and `replaced`). It is called once all rows are in place.
+        page: Returns the page about the run, given the content of its report, or None.
 
     Raises:
         OutputError: The commit failed. The earlier result is still in place.
     """
-    step = _Commit(destinations, staged, report_folder)
+    step = _Commit(destinations, staged, report_folder, page)
     folders = _folders(destinations, report_folder)
     with _file_errors(), commit_lock(folders):
         if report_folder in _abandoned:
@@ -89,6 +97,8 @@ def commit(
         found = listing_of(report_folder.place, before.content)
         if found.attempt != report_folder.token:
             found = step.replace(before, found, report)
+        elif page is not None and before.content is not None:
+            put_page(report_folder, page(before.content))
         delete(filter(step.is_of_run, found.replaced))
     for destination in destinations:
         destination.discard()
@@ -104,6 +114,7 @@ class _Commit:
     destinations: Sequence[Destination]
     staged: Sequence[StagedFile]
     report_folder: RunFolder
+    page: Page | None
 
     def replace(self, before: Version, found: Listing, report: Report) -> Listing:
         """Replace the current report, and return what the new one lists.
@@ -128,12 +139,17 @@ class _Commit:
         make_folder(folder.place)
         make_folder(folder.staging)
         content = report(listing.facts())
+        page = None if self.page is None else self.page(content)
+        if found.page and read_version(folder.report) == before:
+            remove_page(folder)
         replaced = replace(folder.report, content, before, folder.staged("report.json"))
         # Another attempt was faster, unless an earlier try of this request had succeeded and only
         # its response was lost.
         if not replaced and not is_in_place(folder):
             raise self._lost(targets, tables)
         self._put_again(targets)
+        if page is not None:
+            put_page(folder, page)
         return listing
 
     def _files_of(self, destination: Destination) -> list[StagedFile]:
@@ -151,6 +167,8 @@ class _Commit:
         listed = functools.cache(entries)
         for folder in _folders(self.destinations, self.report_folder):
             folder.check(listed)
+        if self.page is not None:
+            check_page(self.report_folder, found)
         staged, placed = sizes((f.path for f in targets.values()), listed), sizes(targets, listed)
         for target, file in targets.items():
             size = placed.get(target, staged.get(file.path))
@@ -239,7 +257,8 @@ class _Commit:
                     )
                 files.append(ResultFile(path, file.rows, placed[path]))
         folder = self.report_folder
-        return Listing(folder.place, folder.token, parts, frozenset(earlier))
+        has_page = self.page is not None
+        return Listing(folder.place, folder.token, parts, frozenset(earlier), has_page)
 
     def _put_again(self, targets: Mapping[str, StagedFile]) -> None:
         """Copy files again that another attempt removed because it took this one for dead."""

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from common.errors import OutputError
-from transforms.files.run_folder import PARTS, is_part_file
+from transforms.files.run_folder import PAGE, PARTS, is_part_file
 from transforms.files.store import file_errors, is_remote, read_version
 
 
@@ -48,12 +48,14 @@ class Listing:
         parts: The files of each part that went to a folder; None if the report was written by an
             earlier version, which lists no files.
         replaced: Files of earlier attempts that have been, or are about to be, removed.
+        page: Whether the run has a page.
     """
 
     place: str
     attempt: str | None = None
     parts: Mapping[str, Sequence[ResultFile]] | None = field(default_factory=dict)
     replaced: frozenset[str] = frozenset()
+    page: bool = False
 
     @property
     def paths(self) -> frozenset[str]:
@@ -69,6 +71,7 @@ class Listing:
                 for part, files in (self.parts or {}).items()
             },
             "replaced": sorted(map(self._name, self.replaced)),
+            **({"page": PAGE} if self.page else {}),
         }
 
     def _name(self, path: str) -> str:
@@ -146,6 +149,7 @@ def listing_of(place: str, content: bytes | None) -> Listing:
             }
         )
         replaced = frozenset(map(full, report.get("replaced", ())))
+        page = "page" in report
         is_report = "rows_in" in report
     except (ValueError, TypeError, KeyError, AttributeError):
         is_report = False
@@ -154,4 +158,4 @@ def listing_of(place: str, content: bytes | None) -> Listing:
             f"{place}/report.json is not the report of a run: move it away, or choose another "
             "--run_id"
         )
-    return Listing(place, attempt, parts, replaced)
+    return Listing(place, attempt, parts, replaced, page)

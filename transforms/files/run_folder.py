@@ -3,6 +3,7 @@
     ROOT/RUN_ID/scores/part-00000-of-00002-TOKEN.parquet
     ROOT/RUN_ID/dead_letters/part-00000-of-00001-TOKEN.jsonl
     ROOT/RUN_ID/report.json
+    ROOT/RUN_ID/report.html                    with --report_html
     ROOT/.staging/RUN_ID/TOKEN-...             until the run is complete
 
 TOKEN belongs to one attempt at the run, so no two attempts ever write the same file.
@@ -22,6 +23,7 @@ from transforms.files.store import Entry, entries, is_remote
 
 SCORES = "scores"
 DEAD_LETTERS = "dead_letters"
+PAGE = "report.html"
 PARTS = (SCORES, DEAD_LETTERS)
 _PART_FILE = re.compile(r"part-\d{5,}-of-\d{5,}-([0-9a-f]{8})\.(?:parquet|csv|jsonl)")
 
@@ -95,6 +97,11 @@ class RunFolder:
         """The path of the report, which exists only if the run is complete."""
         return FileSystems.join(self.place, "report.json")
 
+    @property
+    def page(self) -> str:
+        """The path of the page about the run, which exists only beside the report it shows."""
+        return FileSystems.join(self.place, PAGE)
+
     def part_file(self, part: str, number: int, count: int, suffix: str) -> str:
         """Return the path of a file of the result.
 
@@ -116,8 +123,9 @@ class RunFolder:
             listed: Returns the entries of a folder.
         """
         if not is_remote(self.root):
-            parents = (self.staging, os.path.dirname(self.staging), self.place, self.report)
-            for path in (*parents, *map(self.part, PARTS)):
+            parents = (self.staging, os.path.dirname(self.staging), self.place)
+            files = (self.report, self.page)
+            for path in (*parents, *files, *map(self.part, PARTS)):
                 if os.path.islink(path):
                     raise AttemptConflict(
                         f"{path} is a symbolic link, and runs do not write or remove anything "

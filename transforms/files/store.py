@@ -258,7 +258,13 @@ def _read_object(blob: Any) -> Version:
     return Version(content, blob.generation)
 
 
-def replace(path: str, content: bytes, before: Version, unfinished: str) -> bool:
+def replace(
+    path: str,
+    content: bytes,
+    before: Version,
+    unfinished: str,
+    content_type: str = "application/json",
+) -> bool:
     """Replace the content of a file, unless it has changed since it was read.
 
     Readers see either the old or the new content.
@@ -268,6 +274,7 @@ def replace(path: str, content: bytes, before: Version, unfinished: str) -> bool
         content: The new content.
         before: The version that was read.
         unfinished: A path in a folder on the same filesystem that no other process uses.
+        content_type: What Cloud Storage says that the content is.
 
     Returns:
         Whether the file holds the new content. False means that it had changed, and was left
@@ -279,7 +286,7 @@ def replace(path: str, content: bytes, before: Version, unfinished: str) -> bool
     if _is_object(path):
         try:
             _blob(path).upload_from_string(
-                content, content_type="application/json", if_generation_match=before.mark
+                content, content_type=content_type, if_generation_match=before.mark
             )
         except exceptions.PreconditionFailed:
             return False
