@@ -3,39 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.stream.fuzz import KINDS, decode_all
-from benchmarks.stream.latency import beside, figures, schedule
+from benchmarks.stream.latency import beside
 from benchmarks.stream.memory import SETTLING, growth
-from benchmarks.stream.run import Arrivals, numbered
+from benchmarks.stream.run import numbered
 from model_handlers.package import read_manifest
 from transforms.messages.decode import decode_messages
-
-
-def test_the_schedule_depends_only_on_the_seed_and_has_the_rate() -> None:
-    times = schedule(50, 60, seed=1)
-    assert times.tolist() == schedule(50, 60, seed=1).tolist()
-    assert times.tolist() != schedule(50, 60, seed=2).tolist()
-    assert (np.diff(times) > 0).all()
-    assert 0 < times[0] < times[-1] < 60
-    # In a Poisson process, the gaps have equal mean and standard deviation.
-    assert len(times) == pytest.approx(3_000, rel=0.1)
-    assert np.diff(times).std() == pytest.approx(1 / 50, rel=0.1)
-
-
-def test_latency_starts_at_the_intended_time_and_lost_and_doubled_results_are_counted() -> None:
-    due = np.array([10.0, 11.0, 12.0, 13.0])
-    sent = due + 0.25
-    arrivals = Arrivals(np.array([1, 0, 1, 3]), np.array([11.5, 11.75, 14.0, 13.5]))
-    found = figures(due, sent, arrivals)
-    assert (found["sent"], found["lost"], found["doubled"]) == (4, 1, 1)
-    assert found["latency_ms"] == pytest.approx(
-        {"mean": 916.7, "p50": 500, "p95": 1_625, "p99": 1_725, "max": 1_750}
-    )
-    assert found["sent_late_ms"]["max"] == 250
-    assert found["kept_up"] == pytest.approx(2 / 3, abs=0.05)
 
 
 def test_only_recorded_figures_of_the_reference_are_compared() -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,24 +24,20 @@ import psutil
 
 from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
-from benchmarks.serving.servers import server
-from benchmarks.stream.latency import SEED, figures, schedule, send
+from benchmarks.stream.latency import BODIES, PIPELINES, endpoint_of, run_levels
 from benchmarks.stream.memory import feed
 from benchmarks.stream.run import (
     LIMITS,
-    WARM_UP,
     Running,
     local_servers,
     make_bodies,
-    numbered,
     streaming,
 )
 from benchmarks.summary import Record
-from examples.local_cloud import LocalCloud, free_port
+from examples.local_cloud import LocalCloud
+from scale_tests.load.plan import Constant
 
 HERE = Path(__file__).parents[2]
-PIPELINES = ("stream_local", "stream_vertex")
-BODIES = 2_000
 RATE = 200
 METHOD = {
     "idle_cpu": "CPU seconds per second of the pipeline's process while no message is waiting",
@@ -61,18 +57,6 @@ def idle(running: Running, seconds: float) -> float:
     return round((running.cpu_seconds - cpu) / (time.monotonic() - start), 4)
 
 
-@contextmanager
-def endpoint_of(pipeline: str, model: Path, folder: Path) -> Iterator[str]:
-    """Run the endpoint that a pipeline needs, and yield its URL, or nothing for stream_local."""
-    if pipeline == "stream_local":
-        yield ""
-        return
-    address = f"http://127.0.0.1:{(port := free_port())}"
-    command = f"serving run --model_path {model} --outputs all --port {port}"
-    with server(command, f"{address}/health", folder):
-        yield f"{address}/predict"
-
-
 def measure(
     start_stream: Callable[[LocalCloud], AbstractContextManager[Running]],
     bodies: Sequence[bytes],
@@ -80,28 +64,25 @@ def measure(
     count: int,
 ) -> Record:
     """Return the figures of a stream that the function starts."""
-    with local_servers() as on:
-        with start_stream(on) as running:
-            found: Record = {"idle_cpu": idle(running, seconds / 2)}
-            due = time.time() + 1.0 + schedule(RATE, seconds, SEED)
-            cpu, start = running.cpu_seconds, time.monotonic()
-            psutil.cpu_percent()
-            sent = send(lambda numbers: running.publish(numbered(bodies, numbers)), due)
-            found["pipeline_cpu"] = (running.cpu_seconds - cpu) / (time.monotonic() - start)
-            found["machine_busy"] = round(psutil.cpu_percent() / 100, 2)
-            running.subscriber.wait_for(WARM_UP + len(due))
-        found |= figures(due, sent, running.subscriber.stop())
+    with local_servers() as on, start_stream(on) as running:
+        running.subscriber.stop()
+        found: Record = {"idle_cpu": idle(running, seconds / 2)}
+        cpu, start = running.cpu_seconds, time.monotonic()
+        psutil.cpu_percent()
+        (level,) = run_levels(on, [Constant(rate=RATE, seconds=seconds)])
+        used = (running.cpu_seconds - cpu) / (time.monotonic() - start)
+        found |= {"machine_busy": round(psutil.cpu_percent() / 100, 2), **level}
     with local_servers() as on:
         with start_stream(on) as running:
             cpu, start = running.cpu_seconds, time.monotonic()
             feed(running, bodies, count)
-            took, used = time.monotonic() - start, running.cpu_seconds - cpu
+            took, fast = time.monotonic() - start, running.cpu_seconds - cpu
         arrivals = running.subscriber.stop()
     distinct = len(np.unique(arrivals.numbers))
     return found | {
-        "pipeline_cpu": round(found["pipeline_cpu"], 3),
+        "pipeline_cpu": round(used, 3),
         "messages_per_second": round(distinct / took),
-        "cpu_us_per_message": round(used / count * 1e6, 1),
+        "cpu_us_per_message": round(fast / count * 1e6, 1),
         "lost_of_fast": count - distinct,
         "doubled_of_fast": len(arrivals.numbers) - distinct,
     }
@@ -109,12 +90,12 @@ def measure(
 
 def line(name: str, found: Record) -> str:
     """Return a line about the figures of a stream."""
-    latency = found["latency_ms"]
+    latency, accounts = found["latency_ms"], found["accounts"]
     return (
         f"{name:>20}: idle {found['idle_cpu']:.1%} of a core; {RATE}/s: p50 {latency['p50']:.0f} "
-        f"p99 {latency['p99']:.0f} ms, {found['pipeline_cpu']:.2f} cores, {found['lost']} lost, "
-        f"{found['doubled']} doubled, machine {found['machine_busy']:.0%} busy; as fast as they "
-        f"come {found['messages_per_second']:,}/s, {found['cpu_us_per_message']:.0f} us each"
+        f"p99 {latency['p99']:.0f} ms, {found['pipeline_cpu']:.2f} cores, {accounts['lost']} lost, "
+        f"{accounts['duplicates']} duplicates, machine {found['machine_busy']:.0%} busy; as fast "
+        f"as they come {found['messages_per_second']:,}/s, {found['cpu_us_per_message']:.0f} us"
     )
 
 

@@ -1,40 +1,35 @@
-"""Measures the latency of messages through `pipelines.stream_local` at fixed rates.
+"""Runs a scale test of both streams on the emulator, at fixed rates.
 
 python -m benchmarks.stream.latency
 
-This is an open loop: a seed determines when each message is to be sent (a Poisson process), no
-matter how fast the pipeline is. Latency is the time from then until a subscriber of the output
-topic, in another process than the pipeline, receives the result. The reference measured the same on
-Dataflow with one worker.
+Latency is the time from the moment at which a message is due until this process receives its result
+from the output topic. The reference measured the same with a local model on Dataflow, with one
+worker.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-import psutil
 
 from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
-from benchmarks.stream.run import (
-    LIMITS,
-    WARM_UP,
-    Arrivals,
-    local_servers,
-    make_bodies,
-    numbered,
-    streaming,
-)
+from benchmarks.serving.servers import server
+from benchmarks.stream.run import LIMITS, local_servers, make_bodies, streaming, topic
 from benchmarks.summary import Record
+from examples.local_cloud import LocalCloud, free_port
+from scale_tests.load.plan import Constant, Objective, Plan, Result, WarmUp
+from scale_tests.measures.level import Judgement, Level
+from scale_tests.streams.stream import run_stream
 
+PIPELINES = ("stream_local", "stream_vertex")
 # Messages per second, and for how many seconds.
 RATES = ((10, 60), (50, 60), (200, 20), (1_000, 20))
 SEED = 20_261_121
 BODIES = 2_000
+PERCENTILES = (50, 95, 99)
 # Milliseconds that the reference recorded, by messages per second. It has no result for 80.
 REFERENCE: dict[int, Record] = {
     10: {"mean": 331, "p50": 282, "p95": 837, "p99": 1_216},
@@ -43,83 +38,60 @@ REFERENCE: dict[int, Record] = {
     60: {"mean": 455, "p95": 693, "p99": 830},
 }
 METHOD = {
-    "latency_ms": "from the time at which a message was to be sent until a subscriber of the "
-    "output topic receives its result",
-    "sent_late_ms": "how much later than intended a message was sent; part of its latency",
-    "kept_up": "results per second that arrived while messages were still being sent",
-    "pipeline_cpu": "CPU seconds per second of the pipeline's process",
-    "machine_busy": "share of the machine that all processes on it used",
+    "latency_ms": "from the time at which a message was due until the sender's machine receives "
+    "its result from the output topic; null if there are too few messages for a percentile",
+    "verdict": "whether the rate was sustained, with a p99 of at most a second",
     "local_runner": LIMITS,
 }
 
 
-def schedule(rate: float, seconds: float, seed: int) -> np.ndarray:
-    """Return the seconds at which each message is to be sent."""
-    gaps = np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds * 2) + 100)
-    times = np.cumsum(gaps)
-    return times[times < seconds]
+def plan(phases: Sequence[Constant | WarmUp]) -> Plan:
+    """Return the plan of a test of the topics that `streaming` uses."""
+    return Plan(
+        target="stream",
+        send_to=topic("in"),
+        seed=SEED,
+        objective=Objective(latency_ms=1_000),
+        result=Result(source="topic", name=topic("out"), dead_letters=topic("dead")),
+        phases=tuple(phases),
+    )
 
 
-def send(publish: Callable[[range], object], due: np.ndarray) -> np.ndarray:
-    """Send each message when it is due, and return when it was sent, in seconds since 1970.
-
-    Args:
-        publish: Publishes the messages with the given numbers, up to a thousand, in one request.
-        due: When each message is to be sent, in seconds since 1970 and ascending.
-    """
-    sent = np.empty(len(due))
-    start = 0
-    while start < len(due):
-        time.sleep(max(0.0, due[start] - time.time()))
-        now = time.time()
-        stop = min(int(np.searchsorted(due, now, "right")), start + 1_000)
-        stop = max(stop, start + 1)
-        publish(range(start, stop))
-        sent[start:stop] = now
-        start = stop
-    return sent
+def run_levels(on: LocalCloud, phases: Sequence[Constant | WarmUp]) -> list[Record]:
+    """Run phases of a test of a running stream, and return the figures of each level."""
+    outcome = run_stream(plan(phases), on.cloud, lambda text: None)
+    return [figures(level, judgement) for level, judgement in outcome.levels]
 
 
-def figures(due: np.ndarray, sent: np.ndarray, arrivals: Arrivals) -> Record:
-    """Return the figures of a rate.
-
-    If a result arrives more than once, the first one counts.
-    """
-    numbers, first = np.unique(arrivals.numbers, return_index=True)
-    latency = (arrivals.times[first] - due[numbers]) * 1e3
+def figures(level: Level, judgement: Judgement) -> Record:
+    """Return the figures of a level."""
+    latencies = level.latencies()
     return {
-        "sent": len(due),
-        "lost": len(due) - len(numbers),
-        "doubled": len(arrivals.numbers) - len(numbers),
-        "latency_ms": _percentiles(latency),
-        "sent_late_ms": _percentiles((sent - due) * 1e3),
-        "kept_up": round(float(np.sum(arrivals.times[first] <= due[-1]) / (due[-1] - due[0])), 1),
+        "rate": round(level.rate),
+        "seconds": level.seconds,
+        "accounts": level.ledger.totals(),
+        "latency_ms": None
+        if latencies is None
+        else {
+            f"p{q}": None if (ms := latencies.quantile(q).ms) is None else round(ms, 1)
+            for q in PERCENTILES
+        },
+        "sent_late_ms": round(level.sent_late_ms(), 1),
+        "results_per_second": round(level.throughput, 1),
+        "verdict": str(judgement.verdict),
     }
 
 
-def _percentiles(values: np.ndarray) -> Record:
-    found = {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
-    return {
-        name: round(value, 1)
-        for name, value in {"mean": float(values.mean()), **found, "max": values.max()}.items()
-    }
-
-
-def run_rate(model: Path, bodies: Sequence[bytes], rate: int, seconds: int) -> Record:
-    """Measure a rate with new servers and a new pipeline."""
-    with local_servers() as on:
-        with streaming(on, model, bodies) as running:
-            due = time.time() + 1.0 + schedule(rate, seconds, SEED + rate)
-            cpu, start = running.cpu_seconds, time.monotonic()
-            psutil.cpu_percent()
-            sent = send(lambda numbers: running.publish(numbered(bodies, numbers)), due)
-            load = {
-                "pipeline_cpu": round((running.cpu_seconds - cpu) / (time.monotonic() - start), 2),
-                "machine_busy": round(psutil.cpu_percent() / 100, 2),
-            }
-            running.subscriber.wait_for(WARM_UP + len(due))
-        arrivals = running.subscriber.stop()
-    return {"rate": rate, "seconds": seconds, **figures(due, sent, arrivals), **load}
+@contextmanager
+def endpoint_of(pipeline: str, model: Path, folder: Path) -> Iterator[str]:
+    """Run the endpoint that a pipeline needs, and yield its URL, or nothing for stream_local."""
+    if pipeline == "stream_local":
+        yield ""
+        return
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command = f"serving run --model_path {model} --outputs all --port {port}"
+    with server(command, f"{address}/health", folder):
+        yield f"{address}/predict"
 
 
 def beside(rate: int) -> dict[str, Record]:
@@ -133,58 +105,33 @@ def beside(rate: int) -> dict[str, Record]:
     return {str(r): REFERENCE[r] for r in sorted(near)}
 
 
-def line(record: Record) -> str:
-    """Return a line about the figures of a rate."""
-    latency = record["latency_ms"]
-    return (
-        f"{record['rate']:>5}/s for {record['seconds']} s: {record['sent']:>6,} sent, "
-        f"{record['lost']} lost, {record['doubled']} doubled; latency ms p50 {latency['p50']:,.0f} "
-        f"p95 {latency['p95']:,.0f} p99 {latency['p99']:,.0f}, {record['kept_up']:,.0f} results/s, "
-        f"{record['pipeline_cpu']:.2f} CPUs, machine {record['machine_busy']:.0%} busy"
-    )
-
-
-def targets(records: Sequence[Record]) -> Record:
-    """Return the targets, and the measured values for them."""
-    found: Record = {}
-    for record in records:
-        beaten = [r["p95"] for r in beside(record["rate"]).values()]
-        if beaten:
-            found[f"p95_ms at {record['rate']}/s"] = {
-                "below": min(beaten),
-                "measured": record["latency_ms"]["p95"],
-            }
-    found["lost or doubled"] = {
-        "at_most": 0,
-        "measured": sum(record["lost"] + record["doubled"] for record in records),
-    }
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure every rate, and write stream_latency.json."""
+    """Measure every rate with new servers, and write stream_latency.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=Path("build/bench"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=PIPELINES)
     parser.add_argument(
         "--rates", type=int, nargs="+", default=[rate for rate, _ in RATES], choices=dict(RATES)
     )
     args = parser.parse_args(argv)
     args.workdir.mkdir(parents=True, exist_ok=True)
-    model, bodies = Bench(args.workdir, ()).model(), make_bodies(BODIES)
-    records: list[Record] = []
-    for rate in args.rates:
-        record = run_rate(model, bodies, rate, dict(RATES)[rate])
-        print(line(record), flush=True)
-        for load, recorded in beside(rate).items():
-            print(f"      the reference at {load}/s, on Dataflow: {recorded}", flush=True)
-        records.append({**record, "reference_ms": beside(rate)})
-    found = targets(records)
-    results = {"rates": records, "targets": found}
+    model, bodies = Bench(args.workdir.resolve(), ()).model(), make_bodies(BODIES)
+    results: dict[str, list[Record]] = {pipeline: [] for pipeline in args.pipelines}
+    for pipeline in args.pipelines:
+        for rate in args.rates:
+            with (
+                endpoint_of(pipeline, model, args.workdir) as url,
+                local_servers() as on,
+                streaming(on, model, bodies, endpoint=url) as running,
+            ):
+                running.subscriber.stop()
+                (found,) = run_levels(on, [Constant(rate=rate, seconds=dict(RATES)[rate])])
+            results[pipeline].append({"planned": rate, **found, "reference_ms": beside(rate)})
+            print(pipeline, results[pipeline][-1], flush=True)
     write_results(
         args.output / "stream_latency.json", {"method": METHOD, "environment": {}}, results, 1
     )
-    print(f"targets {found}")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.row_costs import write_results
-from benchmarks.stream.latency import SEED, schedule
+from benchmarks.stream.latency import SEED
 from benchmarks.stream.run import local_servers, topic
 from benchmarks.summary import Record
 from examples.local_cloud import LocalCloud
-from scale_tests.load.plan import Rows, Sender
+from scale_tests.load.plan import Constant, Rows, Sender
 from scale_tests.load.rows import Bodies, make_bodies
+from scale_tests.load.schedule import due_times
 from scale_tests.streams.sender import Load, publish
 
 RATES = (500, 1_000, 2_000, 4_000)
@@ -37,7 +38,7 @@ METHOD = {
 
 def measure(on: LocalCloud, bodies: Bodies, rate: int, seconds: int) -> Record:
     """Publish messages at a rate, and return how late they were."""
-    offsets = schedule(rate, seconds, SEED)
+    offsets = due_times(Constant(rate=rate, seconds=seconds), "poisson", (SEED, rate))
     count = len(offsets)
     load = Load(
         cloud=on.cloud,

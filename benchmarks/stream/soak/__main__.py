@@ -3,7 +3,7 @@
 python -m benchmarks.stream.soak
 python -m benchmarks.stream.soak --seconds 120 --kill_seconds 20 --outage_seconds 15
 
-Messages arrive by a Poisson process, as in stream_latency.json. Some are faulty, each kind with a
+Messages arrive by a Poisson process. Some are faulty, each kind with a
 known reason. The stream writes rows and dead letters to topics, tables and files at once. Its
 process is killed at fixed times with `kill -9` and started again. In the middle, the server of the
 tables is killed and stays away for a while. After the last kill, a last run works off what is left.
@@ -26,7 +26,6 @@ from benchmarks.bench import Bench, fresh
 from benchmarks.contestant import SCORE_OUTPUT
 from benchmarks.measure import ContestantError
 from benchmarks.row_costs import write_results
-from benchmarks.stream.latency import SEED, schedule
 from benchmarks.stream.run import LIMITS, local_servers, make_bodies, subscription
 from benchmarks.stream.soak.accounts import Copies
 from benchmarks.stream.soak.lives import Lives, Outage, kill_times, supervise
@@ -42,8 +41,11 @@ from benchmarks.stream.soak.sinks import (
 from benchmarks.stream.soak.traffic import Sender
 from benchmarks.summary import Record
 from examples.local_cloud import LocalCloud
+from scale_tests.load.plan import Constant
+from scale_tests.load.schedule import due_times
 
 BODIES = 2_000
+SEED = 20_261_121
 # Messages wait so long for others. The stand-in for BigQuery writes a file for each append.
 WAIT_MS = 500
 # The last run ends after this time without a message. It is longer than the leases of a killed run.
@@ -112,7 +114,8 @@ def run_lives(
     """Send all messages while the process is killed again and again, then let it finish."""
     bodies = make_bodies(BODIES)
     start = time.time() + 1.0
-    sender = Sender(on.cloud, bodies, start + schedule(plan.rate, plan.seconds, SEED))
+    times = due_times(Constant(rate=plan.rate, seconds=plan.seconds), "poisson", (SEED,))
+    sender = Sender(on.cloud, bodies, start + times)
     begin = start + (plan.seconds - plan.outage_seconds) / 2
     outage = Outage(on.bigquery, begin, begin + plan.outage_seconds)
     sender.start()

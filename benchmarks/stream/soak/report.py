@@ -37,7 +37,7 @@ METHOD = {
     "again_after_the_outage": "of `again`, copies by one life that lost the table server: it "
     "sends an append again if it does not know whether the server has carried it out",
     "again_unexplained": "of `again`, all others",
-    "latency_ms": "p50, p95, p99 and maximum, as in stream_latency.json: from the time at which a "
+    "latency_ms": "p50, p95, p99 and maximum: from the time at which a "
     "message was to be sent until a subscriber receives its first row or dead letter; `minutes` by "
     "the minute in which it was to be sent",
     "recoveries": "seconds from a kill: `on_time` until a message was sent whose result took at "

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.stream.latency import send
 from benchmarks.stream.run import numbered, topic
 from cloud.clients import Cloud
 
@@ -91,6 +90,26 @@ def make_messages(bodies: Sequence[bytes], numbers: Sequence[int]) -> list[dict[
             else {"data": fault.spoil(message["data"]), "attributes": dict(fault.attributes)}
         )
     return messages
+
+
+def send(publish: Callable[[range], object], due: np.ndarray) -> np.ndarray:
+    """Send each message when it is due, and return when it was sent, in seconds since 1970.
+
+    Args:
+        publish: Publishes the messages with the given numbers, up to a thousand, in one request.
+        due: When each message is to be sent, in seconds since 1970 and ascending.
+    """
+    sent = np.empty(len(due))
+    start = 0
+    while start < len(due):
+        time.sleep(max(0.0, due[start] - time.time()))
+        now = time.time()
+        stop = min(int(np.searchsorted(due, now, "right")), start + 1_000)
+        stop = max(stop, start + 1)
+        publish(range(start, stop))
+        sent[start:stop] = now
+        start = stop
+    return sent
 
 
 class Sender(threading.Thread):
