@@ -82,6 +82,16 @@ def test_commands_have_the_flags_that_they_name(page: str, args: list[str]) -> N
         assert passed_on <= beam_flags().keys(), page
 
 
+SCALE_TESTS = [(page, args) for page, args in commands("millrace") if args[0] == "scale-test"]
+
+
+@pytest.mark.parametrize(("page", "args"), SCALE_TESTS)
+def test_commands_of_scale_tests_are_complete(page: str, args: list[str]) -> None:
+    scale_tests.make_parser().parse_args(args[1:])
+    plans = [Path(value) for flag, value in pairwise(args) if flag == "--plan"]
+    assert all((ROOT / plan).exists() for plan in plans if plan.parent.name == "plans"), page
+
+
 def every_flag() -> set[str]:
     """The flags of all programs, and of Beam."""
     flags = set(beam_flags()) | all_flags()

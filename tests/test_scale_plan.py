@@ -1,11 +1,28 @@
 """A plan is read from TOML, and an error names its line and its reason."""
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from docs_pages import in_code, marked
+from msgspec.structs import FieldInfo, fields
 
 from common.errors import UsageError
-from scale_tests.load.plan import Bisection, Constant, Plan, WarmUp
+from scale_tests.load.plan import (
+    Bisection,
+    Constant,
+    Goal,
+    Objective,
+    Offline,
+    PhaseKind,
+    Plan,
+    Result,
+    Rows,
+    Sender,
+    Values,
+    WarmUp,
+)
 from scale_tests.load.plan_file import line_of, parse_plan, read_plan
 
 ROOT = Path(__file__).parents[1]
@@ -110,3 +127,38 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "plans").glob("*.toml")), ids=lambda p: p.stem)
 def test_the_plans_of_the_project_are_plans(path: Path) -> None:
     assert isinstance(read_plan(path), Plan)
+
+
+def table(name: str) -> dict[str, list[str]]:
+    """Return the rows of a table in the reference of plans, by their first cell."""
+    rows = marked("docs/reference/plan.md", name).splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {first.strip("`"): rest for first, *rest in cells}
+
+
+def default(field: FieldInfo) -> str:
+    """Return a default as the reference writes it."""
+    if field.required:
+        return ""
+    if isinstance(field.default, Values):
+        return "its defaults"
+    if field.default is None or field.default == "":
+        return "empty" if field.default == "" else "none"
+    return f"`{field.default}`" if isinstance(field.default, str) else f"{field.default:,g}"
+
+
+@pytest.mark.parametrize("part", [Plan, Objective, Sender, Rows, Result, Goal])
+def test_the_reference_has_every_field_with_its_default(part: type[Values]) -> None:
+    expected = {field.name: default(field) for field in fields(part)}
+    found = table(part.__name__.lower())
+    assert {name: cells[0] for name, cells in found.items()} == expected
+
+
+def test_the_reference_has_every_phase_with_its_fields() -> None:
+    common = {"idle_seconds", "rows"}
+    kinds = {kind.__struct_config__.tag: kind for kind in get_args(PhaseKind) if kind != Offline}
+    found = table("phases")
+    assert found.keys() == kinds.keys()
+    for name, kind in kinds.items():
+        assert in_code(found[str(name)][0]) == {one.name for one in fields(kind)} - common
+    assert re.search(r"`precision` \(0\.05\)", found["bisection"][1])
