@@ -76,6 +76,13 @@ def make_parser() -> CommandParser:
         help="exit with 1 if a figure is worse by more than this share (default: 10%%)",
     )
     both.add_argument(
+        "--moved",
+        metavar="RESOURCE",
+        choices=("source", "pipeline", "endpoint", "sink"),
+        help="what the second system has more of: source, pipeline, endpoint or sink; confirms "
+        "the bottleneck that the first result names",
+    )
+    both.add_argument(
         "--output", type=Path, help="the page to write (default: comparison.html in AFTER)"
     )
     return parser
@@ -182,9 +189,13 @@ def _compare(args: argparse.Namespace) -> int:
 
     path = args.output or args.after / PAGE
     limit = read_share(args.fail_if_slower)
-    worse = [one for one in write_comparison(args.before, args.after, limit, path) if one.fails]
+    found = write_comparison(args.before, args.after, limit, path, args.moved)
+    worse = found.worse
     for one in worse:
         show(f"{one.name}: {one.before:,.4g} {one.unit} before, {one.after:,.4g} after")
+    if (bottleneck := found.bottleneck) is not None:
+        value = bottleneck.value or bottleneck.confidence
+        show(f"bottleneck: {value} ({bottleneck.confidence}): {bottleneck.evidence[0]}")
     print(
         f"{len(worse)} figures are worse; see {path}"
         if worse

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvicorn
 from faulty_endpoint import SERVER_ERROR, TOO_FEW, faulty_endpoint, in_turn
@@ -13,6 +14,7 @@ from same_scores import assert_predictions
 from serving_client import Client, Running, running
 from waiting import wait_until
 
+from benchmarks.serving import scale_test
 from benchmarks.serving.http_load import run
 from benchmarks.serving.minimal_fastapi import make_app
 from benchmarks.serving.servers import GATE_ROWS, body_of, find_fault
@@ -68,3 +70,25 @@ def test_the_load_generator_counts_the_responses_of_the_server() -> None:
         assert load.statuses["500"] == answered[500] == 1
         assert len(load.latencies) == load.statuses.total()
         assert endpoint.connections == 2
+
+
+def test_the_log_of_a_server_has_the_requests_of_a_scale_test(
+    tmp_path: Path, example: Path
+) -> None:
+    (tmp_path / "example").symlink_to(example)
+    flags = ["--seconds", "2", "--workdir", str(tmp_path), "--output", str(tmp_path)]
+    assert scale_test.main(flags) == 0
+    levels = json.loads((tmp_path / "scale_test.json").read_text())["levels"]
+    for found in levels.values():
+        assert found["requests"] == found["requests_in_log"] > 10
+        # The server delays each answer by at least 100 ms.
+        assert found["logged_ms"]["p50"] >= 100
+
+
+def test_a_request_that_the_log_lacks_is_noticed() -> None:
+    sent = np.array([1.0, 2.0, 3.0])
+    log = np.array([[0.1, 0.2], [1.01, 1.19], [2.01, 2.19], [3.01, 3.19]])
+    found = scale_test.compare(sent, sent + 0.2, log)
+    assert (found["requests"], found["requests_in_log"]) == (3, 3)
+    assert found["difference"]["p50"] == pytest.approx(0.2 / 0.18 - 1, abs=1e-3)
+    assert scale_test.compare(sent, sent + 0.2, log[:3])["requests_in_log"] == 2

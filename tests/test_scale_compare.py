@@ -17,6 +17,7 @@ from scale_tests.load.schedule import due_times
 from scale_tests.measures.knee import Knee, Probe
 from scale_tests.measures.level import Judgement, Verdict, judge
 from scale_tests.measures.outcome import Outcome
+from scale_tests.measures.stamps import breakdown
 from scale_tests.pages.compare import Change, compare, read_share
 from scale_tests.pages.record import result, write
 
@@ -132,6 +133,52 @@ def test_the_command_writes_a_page_and_fails_if_a_figure_is_worse(
     assert [line.partition(":")[0] for line in printed[:-1]] == (
         ["1 constant, p50", "1 constant, p99"] if code else []
     )
+
+
+def overloaded(rate: float, limit: float) -> Outcome:
+    """Return a test in which the pipeline is the bottleneck, and the search found a limit."""
+    levels = []
+    for here in (limit / 5, limit * 0.99):
+        due = due_times(Constant(rate=here, seconds=60), "poisson", (1,))
+        scored = open_loop(due, np.full(len(due), 1 / limit))
+        began = scored - 1 / limit
+        moments = {"event_time": due, "received_at": began, "scored_at": scored, "arrived": scored}
+        one = replace(level(due, scored, 60), name=f"{here / limit:g}", parts=breakdown(moments))
+        levels.append((one, Judgement(Verdict.SUSTAINED)))
+    return replace(knee(rate, failed=True), levels=tuple(levels))
+
+
+@pytest.mark.parametrize(
+    ("resource", "after", "confidence"), [("pipeline", 190, "high"), ("pipeline", 100, "low")]
+)
+def test_a_second_test_with_more_of_a_resource_confirms_the_bottleneck(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    resource: str,
+    after: float,
+    confidence: str,
+) -> None:
+    folders = [
+        stored(tmp_path, "a", overloaded(100, 100)),
+        stored(tmp_path, "b", overloaded(after, 100)),
+    ]
+    assert main(["compare", *folders, "--moved", resource]) == 0
+    printed = capsys.readouterr().out
+    assert f"bottleneck: pipeline ({confidence}): with more of pipeline" in printed
+    assert "with more of pipeline" in (tmp_path / "b" / "comparison.html").read_text()
+
+
+def test_a_resource_confirms_nothing_without_two_limits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [stored(tmp_path, "a", outcome(0.002)), stored(tmp_path, "b", outcome(0.002))]
+    assert main(["compare", *folders, "--moved", "sink"]) == 0
+    assert "bottleneck: insufficient data" in capsys.readouterr().out
+
+
+def test_a_bound_without_a_result_makes_no_difference() -> None:
+    # The message at the rank of the upper bound of p99 is lost.
+    assert found(outcome(0.002, lost=45), outcome(0.002, lost=45))["1 constant, p99"] is Change.SAME
 
 
 def test_the_command_writes_the_page_of_a_result_again(tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def test_the_accounts_add_up_to_what_the_server_counted(stand: Stand, example: P
         accounts = one["accounts"]
         assert accounts["planned"] == accounts["scored"] + accounts["error"] > 0
         assert one["wrong_results"] == 0
-        assert [part["name"] for part in one["parts"]] == ["sender", "endpoint"]
+        names = [part["name"] for part in one["parts"]]
+        assert names == ["sender", "predict", "server", "network"]
     assert levels[2]["verdict"] == "insufficient data"
     findings = {one["name"]: one for one in stand.result()["findings"]}
     assert "best request" in findings

@@ -107,14 +107,18 @@ def test_a_bottleneck_needs_levels_that_show_one() -> None:
         assert reason in found.evidence[0]
 
 
-def test_moving_a_resource_confirms_the_bottleneck_or_contradicts_it() -> None:
+def test_increasing_a_resource_confirms_the_bottleneck_or_contradicts_it() -> None:
     found = bottleneck(served(20, 0.01, 0.001), served(99, 0.01, 0.001))
-    more = {"pipeline": (knee(100), knee(190)), "sink": (knee(100), knee(101))}
-    assert confirm(found, more, 0.05).confidence == "high"
-    assert "with more of pipeline" in " ".join(confirm(found, more, 0.05).evidence)
-    less = {"pipeline": (knee(100), knee(101)), "sink": (knee(100), knee(180))}
-    assert confirm(found, less, 0.05).confidence == "low"
-    assert confirm(found, {"sink": less["sink"]}, 0.05) == found
+    assert (found.value, found.confidence) == ("pipeline", "medium")
+    for resource, after, confidence in (
+        ("pipeline", 190, "high"),
+        ("pipeline", 101, "low"),
+        ("sink", 190, "low"),
+        ("sink", 101, "medium"),
+    ):
+        confirmed = confirm(found, resource, 100, after, 0.05)
+        assert (confirmed.value, confirmed.confidence) == ("pipeline", confidence)
+        assert confirmed.evidence[0].startswith(f"with more of {resource}, the largest")
 
 
 def test_a_sustained_rate_is_sure_if_a_higher_one_failed() -> None:

@@ -1,11 +1,10 @@
-"""Runs Millrace's server, and writes when it began and ended to answer each request.
-
-python -m benchmarks.serving.logged_server --model_path MODEL --port PORT --log FILE
-"""
+"""Runs Millrace's server, and writes when it began and ended to answer each request."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import random
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,18 +22,23 @@ class Logged:
     Args:
         app: The app that answers.
         log: Where the lines go.
+        delay_ms: The smallest and the largest time by which each answer is delayed, at random.
     """
 
-    def __init__(self, app: Any, log: TextIO) -> None:
-        self._app, self._log = app, log
+    def __init__(self, app: Any, log: TextIO, delay_ms: tuple[float, float]) -> None:
+        self._app, self._log, self._delay_ms = app, log, delay_ms
+        self._random = random.Random(1)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
         began = time.time()
+        await asyncio.sleep(self._random.uniform(*self._delay_ms) / 1e3)
         await self._app(scope, receive, send)
-        if scope["type"] == "http" and scope["method"] == "POST":
-            self._log.write(f"{began:.6f} {time.time():.6f}\n")
-            self._log.flush()
+        self._log.write(f"{began:.6f} {time.time():.6f}\n")
+        self._log.flush()
 
 
 def main() -> None:
@@ -42,15 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model_path", required=True)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--max_batch_wait_ms", type=float, default=0.0)
+    parser.add_argument("--delay_ms", type=float, nargs=2, required=True)
     parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
-    settings = Settings(
-        model_path=args.model_path, port=args.port, max_batch_wait_ms=args.max_batch_wait_ms
-    )
-    server = Server(settings)
+    server = Server(Settings(model_path=args.model_path, port=args.port))
     with args.log.open("w") as log:
-        server.config.app = Logged(server.config.app, log)
+        server.config.app = Logged(server.config.app, log, tuple(args.delay_ms))
         server.run()
 
 

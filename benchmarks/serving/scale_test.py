@@ -2,8 +2,8 @@
 
 python -m benchmarks.serving.scale_test
 
-The server gathers requests for 100 ms, so that the time of a connection, which the server does not
-see, matters little. Each level has to have as many requests in the log as in its accounts.
+The server delays its answers at random, so that the time of connections and of a shared machine,
+which the server does not see, is a small part. The log has to have the requests of the accounts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import json
 import os
 import shutil
 import sys
+import time
+import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from examples.local_cloud import free_port
 from scale_tests.__main__ import main as scale_test
 
 Floats = NDArray[np.float64]
-GATHER_MS = 100
+DELAY_MS = (100, 300)
 PERCENTILES = (50, 90, 95, 99)
 PLAN = """\
 target = "endpoint"
@@ -76,7 +79,8 @@ def compare(sent: Floats, arrived: Floats, log: Floats) -> dict[str, Any]:
         arrived: [n] When its answer had arrived.
         log: [m, 2] When the server began and ended to answer each request of the run.
     """
-    own = log[(log[:, 0] >= sent.min()) & (log[:, 1] <= arrived.max())]
+    # The server writes the end of an answer when the client may have it already.
+    own = log[(log[:, 0] >= sent.min()) & (log[:, 0] <= arrived.max())]
     measured = np.percentile(arrived - sent, PERCENTILES) * 1e3
     logged = np.percentile(own[:, 1] - own[:, 0], PERCENTILES) * 1e3
     return {
@@ -93,6 +97,15 @@ def _named(values: Floats, digits: int = 2) -> Mapping[str, float]:
     return {f"p{percentile}": round(value, digits) for percentile, value in pairs}
 
 
+def wait_until_ready(health: str) -> None:
+    """Wait until a server has loaded its model."""
+    for _ in range(600):
+        with suppress(OSError), urllib.request.urlopen(health, timeout=5):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"{health} did not answer with 200 within a minute")
+
+
 def run(folder: Path, seconds: int) -> dict[str, Any]:
     """Test a server, and return the comparison of each level by its name."""
     model, port = example(folder / "example") / "model", free_port()
@@ -102,8 +115,9 @@ def run(folder: Path, seconds: int) -> dict[str, Any]:
     plan = folder / "plan.toml"
     plan.write_text(PLAN.format(url=f"{address}/predict", seconds=seconds))
     command = f"benchmarks.serving.logged_server --model_path {model} --port {port} --log {log}"
-    command += f" --max_batch_wait_ms {GATHER_MS}"
+    command += f" --delay_ms {DELAY_MS[0]} {DELAY_MS[1]}"
     with server(command, f"{address}/health", folder):
+        wait_until_ready(f"{address}/health")
         code = scale_test(["endpoint", "--plan", str(plan), "--output", str(result)])
     if code:
         raise RuntimeError(f"the scale test ended with {code}")
@@ -132,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": versions(),
         "machine": describe_machine(),
         "load_average_before": round(before, 2),
-        "gather_ms": GATHER_MS,
+        "delay_ms": DELAY_MS,
         "seconds": args.seconds,
         "method": "from the moment a request was sent to its whole answer, against the server's "
         "time from the request's headers to its answer, in the same run on one machine",

@@ -14,6 +14,7 @@ from cloud.endpoint_responses import Passing, RequestRefused
 from cloud.vertex import EndpointAddress
 from common.errors import EndpointError, InputError
 from scale_tests.endpoints.sender import BAD_ANSWER, Floats, Load, failure, prepare, send_all
+from scale_tests.endpoints.server_times import metrics_url, read_times, split_parts
 from scale_tests.load.plan import Plan
 from scale_tests.load.processes import Processes, sender_processes
 from scale_tests.load.rows import Instances, make_instances
@@ -33,6 +34,7 @@ class EndpointTest:
         address: The endpoint.
         sending: The sender processes.
         instances: The rows.
+        metrics: The URL of the server's metrics, or None.
         count: How many requests were due so far.
     """
 
@@ -40,6 +42,7 @@ class EndpointTest:
     address: EndpointAddress
     sending: Processes
     instances: Instances
+    metrics: str | None
     count: int = field(default=0, init=False)
 
     def prepare(self) -> None:
@@ -49,6 +52,7 @@ class EndpointTest:
     def measure(self, step: Step) -> Level:
         """Send requests, wait for their answers, and return what became of them."""
         first, wait = self.count, self.plan.result.wait_seconds
+        counted = read_times(self.metrics)
         start = time.time() + LEAD_SECONDS
         load = self._load(start + step.due, step.rows)
         self.count += len(step.due)
@@ -71,7 +75,7 @@ class EndpointTest:
             cpu=done.cpu,
             rows=step.rows,
             idle_seconds=step.idle_seconds,
-            parts=breakdown(moments, OF_REQUESTS),
+            parts=split_parts(breakdown(moments, OF_REQUESTS), counted, read_times(self.metrics)),
             errors=dict(done.errors),
             refused_by_limit=done.over_limit,
         )
@@ -90,8 +94,8 @@ class EndpointTest:
         )
 
 
-def check_endpoint(address: EndpointAddress, instances: Instances, seconds: float) -> None:
-    """Send one request of one row.
+def check_endpoint(address: EndpointAddress, instances: Instances, seconds: float) -> str:
+    """Send one request of one row, and return the URL for predictions.
 
     Args:
         address: The endpoint.
@@ -123,6 +127,7 @@ def check_endpoint(address: EndpointAddress, instances: Instances, seconds: floa
             f"endpoint {client.name}: expected an answer with one prediction for one row; check "
             "that the address is one for predictions"
         )
+    return client.url
 
 
 def run_endpoint(plan: Plan, address: EndpointAddress, report: Callable[[str], None]) -> Outcome:
@@ -139,9 +144,9 @@ def run_endpoint(plan: Plan, address: EndpointAddress, report: Callable[[str], N
         InputError: The endpoint refuses a row of the plan, or the rows cannot be read.
     """
     instances = make_instances(plan.rows, plan.seed)
-    check_endpoint(address, instances, plan.result.wait_seconds)
+    url = check_endpoint(address, instances, plan.result.wait_seconds)
     with sender_processes(plan.sender.processes) as sending:
-        test = EndpointTest(plan, address, sending, instances)
+        test = EndpointTest(plan, address, sending, instances, metrics_url(url))
         phases = Phases(plan, test.measure, report)
         interrupted = False
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +10,8 @@ from scale_tests.measures.latency import INSUFFICIENT
 from scale_tests.measures.level import Level
 
 Confidence = Literal["high", "medium", "low", "insufficient data"]
+# The name of the finding that a search gives.
+RATE = "largest sustained rate"
 # A part whose share of the waiting is smaller than this does not explain it.
 EXPLAINS = 0.5
 # Less waiting than this share of all messages in flight is noise.
@@ -64,7 +65,7 @@ def sustainable_rate(knee: Knee, suffix: str = "", unit: str = "messages/s") -> 
         suffix: What the name of the finding ends with.
         unit: The unit of the rate.
     """
-    name = f"largest sustained rate{suffix}"
+    name = f"{RATE}{suffix}"
     tried = tuple(
         f"{probe.rate:,.4g}/s: {'; '.join((probe.judgement.verdict, *probe.judgement.reasons))}"
         for probe in knee.probes
@@ -128,26 +129,24 @@ def _skewed(clock_ms: float) -> bool:
     return clock_ms > 1.0
 
 
-def confirm(found: Finding, moved: Mapping[str, tuple[Knee, Knee]], precision: float) -> Finding:
-    """Return the bottleneck after tests in which one resource each was doubled.
+def confirm(
+    found: Finding, resource: str, before: float, after: float, precision: float
+) -> Finding:
+    """Return the bottleneck after a second test, for which one resource was increased.
 
     Args:
-        found: What `bottleneck` returned.
-        moved: The knees before and after, by the resource that was moved.
+        found: What `bottleneck` returned for the first test.
+        resource: The resource that was increased.
+        before: The largest sustained rate of the first test.
+        after: That of the second one.
         precision: The precision of the searches. A smaller gain does not count.
     """
-    gains = {
-        resource: after.sustained / before.sustained - 1
-        for resource, (before, after) in moved.items()
-        if before.sustained and after.sustained
-    }
-    if found.value not in gains:
-        return found
-    evidence = tuple(
-        f"with more of {resource}, the largest sustained rate changed by {gain:+.0%}"
-        for resource, gain in gains.items()
-    )
-    most = max(gains, key=gains.__getitem__)
-    if gains[most] <= precision or most != found.value:
-        return replace(found, evidence=(*found.evidence, *evidence), confidence="low")
-    return replace(found, evidence=(*found.evidence, *evidence), confidence="high")
+    gain = after / before - 1
+    named, gained = resource == found.value, gain > precision
+    confidence: Confidence = found.confidence
+    if found.value is not None and named != gained:
+        confidence = "low"
+    elif named:
+        confidence = "high"
+    said = f"with more of {resource}, the largest sustained rate changed by {gain:+.0%}"
+    return replace(found, evidence=(said, *found.evidence), confidence=confidence)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,8 +14,9 @@ import pyarrow as pa
 
 from common.errors import InputError, UsageError
 from common.html_pages.page import Cell, Chart, Section, Table, Text, Tone, write_page
+from scale_tests.measures.findings import RATE, Finding, confirm, missing
 from scale_tests.pages import charts
-from scale_tests.pages.page import read_result, write_html
+from scale_tests.pages.page import findings_table, read_result, write_html
 
 PAGE = "comparison.html"
 
@@ -121,9 +124,11 @@ def _latency(
 ) -> Change:
     if before is None or after is None:
         return Change.UNKNOWN
-    if after["ms"] > before["ms"] * (1 + limit) and after["low_ms"] > before["high_ms"]:
+    # The message at the rank of an upper bound may have no result.
+    highs = [math.inf if one["high_ms"] is None else one["high_ms"] for one in (before, after)]
+    if after["ms"] > before["ms"] * (1 + limit) and after["low_ms"] > highs[0]:
         return Change.SLOWER
-    if after["ms"] * (1 + limit) < before["ms"] and after["high_ms"] < before["low_ms"]:
+    if after["ms"] * (1 + limit) < before["ms"] and highs[1] < before["low_ms"]:
         return Change.FASTER
     return Change.SAME
 
@@ -151,8 +156,57 @@ def _rates(
         yield Difference(name=name, unit=unit, before=one, after=other, change=change)
 
 
-def write_comparison(before: Path, after: Path, limit: float, path: Path) -> tuple[Difference, ...]:
-    """Compare the results in two folders, write a page, and return the differences.
+def confirmed(before: Mapping[str, Any], after: Mapping[str, Any], resource: str) -> Finding:
+    """Return the bottleneck of the first result, after one resource was increased.
+
+    Args:
+        before: The content of the first result.json.
+        after: The content of the second one.
+        resource: The resource that the second system has more of.
+    """
+    name = "bottleneck"
+    named, *_ = [one for one in before["findings"] if one["name"] == name] or [None]
+    rates = [
+        one["value"]
+        for result in (before, after)
+        for one in result["findings"]
+        # Without a rate that failed, the true limit may be higher.
+        if one["name"] == RATE and one["confidence"] == "high"
+    ]
+    if named is None or named["value"] is None or len(rates) != 2:
+        return missing(name, "needs a bottleneck, and two searches in which a higher rate failed")
+    precision = max(
+        (one["precision"] for one in before["plan"]["phases"] if one["kind"] == "bisection"),
+        default=0.0,
+    )
+    found = Finding(**{**named, "evidence": tuple(named["evidence"])})
+    return confirm(found, resource, rates[0], rates[1], precision)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The differences between two results, and the bottleneck if a resource was increased."""
+
+    differences: tuple[Difference, ...]
+    bottleneck: Finding | None = None
+
+    @property
+    def worse(self) -> tuple[Difference, ...]:
+        """The figures that are worse in the second result."""
+        return tuple(one for one in self.differences if one.fails)
+
+
+def write_comparison(
+    before: Path, after: Path, limit: float, path: Path, moved: str | None = None
+) -> Comparison:
+    """Compare the results in two folders, write a page, and return what it shows.
+
+    Args:
+        before: The folder of the first result.
+        after: That of the second one.
+        limit: The share by which a figure may be worse.
+        path: The page to write.
+        moved: The resource that the second system has more of, or None.
 
     Raises:
         InputError: A folder does not hold the result of a test, or they have no level in common.
@@ -160,17 +214,19 @@ def write_comparison(before: Path, after: Path, limit: float, path: Path) -> tup
         UsageError: vl-convert is not installed.
     """
     (one, samples), (other, others) = read_result(before), read_result(after)
-    found = compare(one, other, limit)
+    found = Comparison(
+        compare(one, other, limit), confirmed(one, other, moved) if moved is not None else None
+    )
     names = (before.name, after.name) if before.name != after.name else ("before", "after")
     write_html(path, page(found, dict(zip(names, (samples, others), strict=True)), limit))
     return found
 
 
-def page(differences: tuple[Difference, ...], samples: Mapping[str, pa.Table], limit: float) -> str:
+def page(comparison: Comparison, samples: Mapping[str, pa.Table], limit: float) -> str:
     """Return the HTML of a comparison.
 
     Args:
-        differences: What differs.
+        comparison: What differs.
         samples: The samples of the two results by their names.
         limit: The share by which a figure may be worse.
     """
@@ -182,19 +238,21 @@ def page(differences: tuple[Difference, ...], samples: Mapping[str, pa.Table], l
                 *(one.name, one.before, one.after, one.unit, _share(one)),
                 Cell(one.change, _TONES[one.change]),
             ]
-            for one in differences
+            for one in comparison.differences
         ],
         caption=f"A latency is slower if it grew by more than {limit:.0%} and the confidence "
         "bounds do not overlap.",
     )
+    found = [comparison.bottleneck] if comparison.bottleneck else []
+    finding = [findings_table([dataclasses.asdict(one) for one in found])] if found else []
     curves = [
         Section(name, [Chart(spec=spec, caption="The latency by percentile.")])
         for name, spec in charts.compared_curves(samples)
     ]
-    worse = sum(one.fails for one in differences)
-    said = f"{worse} of {len(differences)} figures are worse." if worse else "No figure is worse."
+    worse, total = len(comparison.worse), len(comparison.differences)
+    said = f"{worse} of {total} figures are worse." if worse else "No figure is worse."
     title = f"{after} compared with {before}"
-    return write_page(title, [Section("", [Text(said, "lead"), table]), *curves])
+    return write_page(title, [Section("", [Text(said, "lead"), table, *finding]), *curves])
 
 
 def _share(one: Difference) -> str:

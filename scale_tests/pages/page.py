@@ -99,7 +99,7 @@ def _sections(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Section]
     if levels:
         yield Section("Levels", [_accounts(levels), _figures(levels)])
     if result["findings"]:
-        yield Section("Findings", [_findings(result["findings"])])
+        yield Section("Findings", [findings_table(result["findings"])])
     if samples.num_rows:
         yield from _charts(result, samples)
     yield Section("How it was measured", [*_method(result)])
@@ -209,7 +209,9 @@ def _figures(levels: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _findings(findings: Sequence[Mapping[str, Any]]) -> Table:
+def findings_table(findings: Sequence[Mapping[str, Any]]) -> Table:
+    """Return findings with their evidence, as result.json has them."""
+
     def value(finding: Mapping[str, Any]) -> str:
         found = finding["value"]
         if found is None:
