@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils.timestamp import Timestamp
 from google.api_core import exceptions
 from prism_runner import prism_flags
 from waiting import wait_until
@@ -29,7 +30,7 @@ from pipelines.batch.in_process import silent_workers
 from transforms.bundles import Bundle, begin_bundle, current_bundle
 from transforms.files.spans import WriteSpans
 from transforms.files.stream_files import StreamFiles
-from transforms.messages import ahead
+from transforms.messages import ahead, pull
 from transforms.messages.intake import Intake, PullOptions, intake_of, open_intake
 from transforms.messages.lease import Lease
 from transforms.messages.message import Message, parse_message, serialize
@@ -386,6 +387,29 @@ def test_every_message_is_processed_once_and_acknowledged(
         ended.result(60)
     assert Counter(SEEN) == Counter(texts)
     assert left(cloud, name) == []
+
+
+def test_a_clock_that_is_set_back_does_not_end_the_stream(
+    mailbox: tuple[Cloud, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(Timestamp):
+        set_back = 0
+
+        @classmethod
+        def now(cls) -> Timestamp:
+            return Timestamp.now() - cls.set_back
+
+    monkeypatch.setattr(pull, "Timestamp", Clock)
+    cloud, name = mailbox
+    publish(cloud, name, ["before"])
+    with running(cloud, name, beam.FlatMap(note)) as (intake, ended):
+        wait_until(lambda: SEEN == ["before"] and intake.unfinished == 0)
+        Clock.set_back = 3_600
+        publish(cloud, name, ["after"])
+        wait_until(lambda: ended.done() or (len(SEEN) == 2 and intake.unfinished == 0))
+        intake.end()
+        ended.result(60)
+    assert SEEN == ["before", "after"]
 
 
 def test_messages_of_a_failed_step_are_delivered_again_and_the_run_ends_with_its_error(

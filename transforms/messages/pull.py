@@ -16,7 +16,7 @@ from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
 from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.transforms.window import TimestampedValue
-from apache_beam.utils.timestamp import Duration, Timestamp
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Duration, Timestamp
 
 from transforms.bundles import Bundle, begin_bundle
 from transforms.messages import intake
@@ -123,7 +123,8 @@ class _PullDoFn(beam.DoFn):
             self._intake.drain()
             tracker.try_claim(_END)
             return
-        now = Timestamp.now()
+        # A watermark never goes back, but the clock of a machine may be set back.
+        now = max(Timestamp.now(), watermark.current_watermark() or MIN_TIMESTAMP)
         if found:
             self._bundle.ids += [message_id for message_id, _ in found]
             yield TimestampedValue([raw for _, raw in found], now)
