@@ -71,9 +71,16 @@ DECODE = Measure("decode_us")
 MODEL = Measure("model_us")
 PUBLISH = Measure("publish_us")
 APPEND = Measure("append_us")
-EVERY = (MESSAGES, ROWS, DECODE, MODEL, PUBLISH, APPEND)
+FILES = Measure("files_us")
+EVERY = (MESSAGES, ROWS, DECODE, MODEL, PUBLISH, APPEND, FILES)
 # The steps whose times are measured.
-TIMES = {"decode": DECODE, "model": MODEL, "publish": PUBLISH, "append": APPEND}
+TIMES = {
+    "decode": DECODE,
+    "model": MODEL,
+    "publish": PUBLISH,
+    "append": APPEND,
+    "files": FILES,
+}
 
 
 def start_measures() -> None:

@@ -17,6 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 from pyarrow.dataset import dataset
 
 from common.errors import OutputError
+from common.measures import FILES, seen, start_measures
 from common.record_batch import UTC_MICROSECONDS
 from examples.local_cloud import LocalCloud
 from transforms.files import unfinished
@@ -56,6 +57,13 @@ def test_each_attempt_writes_a_file_of_its_own(tmp_path: Path) -> None:
     again = write_span(files_in(tmp_path), SPAN, "process0", iter(rows))
     assert once[0]["path"] != again[0]["path"]
     assert rows_of(tmp_path) == [["r0", "r1"]] * 2
+
+
+def test_the_time_to_write_each_file_is_measured(tmp_path: Path) -> None:
+    start_measures()
+    write_span(files_in(tmp_path), SPAN, "process0", [batch("r0"), pa.record_batch({"other": [1]})])
+    assert seen(FILES).count == 2
+    assert seen(FILES).total > 0
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])

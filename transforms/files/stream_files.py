@@ -27,6 +27,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from cloud.errors import translate_errors
 from common.errors import OutputError, one_line
+from common.measures import FILES
 from common.memory import check_memory
 from transforms.files.store import create_file, make_folder
 from transforms.files.unfinished import begun
@@ -133,7 +134,8 @@ def write_span(
     for alike in by_schema.values():
         name = file_name(span, process, uuid.uuid4().hex[:8], files.output_format)
         path = FileSystems.join(files.folder, name)
-        size = write_file(path, alike, files.output_format)
+        with FILES.timed():
+            size = write_file(path, alike, files.output_format)
         manifests.append(describe(path, size, span, alike))
     return manifests
 
