@@ -62,6 +62,12 @@ def test_a_message_without_a_reason_is_kept_if_there_is_no_other() -> None:
             "the workers must reach PyPI and download.pytorch.org",
         ),
         (
+            "Error message from worker: Traceback (most recent call last):\n  File 'x', line 1\n"
+            "ModuleNotFoundError: No module named 'transforms'\n",
+            "No module named 'transforms'",
+            "build their image with `make image`",
+        ),
+        (
             "Workflow failed. Causes: Subnetwork 'x' not found.",
             "Subnetwork 'x' not found",
             "check --subnetwork",

@@ -39,6 +39,11 @@ _ADVICE = (
         "image (`make image`) and add --sdk_container_image IMAGE",
     ),
     (
+        r"No module named",
+        "the workers lack this package: build their image with `make image` from the version that "
+        "starts the job, or leave out --sdk_container_image, and the workers install Millrace",
+    ),
+    (
         r"launcher",
         "see the launcher's log for details",
     ),
