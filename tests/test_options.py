@@ -322,7 +322,7 @@ def test_a_job_is_named_after_its_pipeline_unless_a_flag_names_it() -> None:
     ("name", "similar"),
     [
         ("FooRunner", ""),
-        ("Dataflo", " (did you mean 'DataflowRunner' or 'TestDataflowRunner'?)"),
+        ("Dataflo", " (did you mean 'DataflowRunner'?)"),
         ("PrismRuner", " (did you mean 'PrismRunner'?)"),
         ("SprakRunner", " (did you mean 'SparkRunner'?)"),
         ("Runner", ""),
