@@ -1,11 +1,16 @@
-"""Start local-bigquery with exact row counts of tables, as Google reports them.
+"""Start local-bigquery with two corrections. It then
 
-By default, the emulator reports DuckDB's estimate, which still counts deleted rows. Run this module
-with the emulator's own Python: python bigquery_emulator.py serve --host H --port P ...
+- reports exact row counts of tables, as Google does, and not DuckDB's estimate, which still counts
+  deleted rows;
+- accepts requests as large as Google does, and not 4 MB.
+
+Run this module with the emulator's own Python: python bigquery_emulator.py serve --host H --port P
 """
 
+import functools
 import sys
 
+import grpc
 from local_bigquery.catalog import tables  # type: ignore[import-not-found]
 from local_bigquery.engine import database  # type: ignore[import-not-found]
 
@@ -26,6 +31,9 @@ def counted(*table: str) -> tuple[str, int] | None:
 
 
 tables._lookup = counted
+grpc.server = functools.partial(
+    grpc.server, options=[("grpc.max_receive_message_length", 20_000_000)]
+)
 
 if __name__ == "__main__":
     from local_bigquery.cli import main  # type: ignore[import-not-found]

@@ -58,7 +58,8 @@ POISON = [
     (b'{"features":[1,2]}', "wrong_width"),
     (b'{"x":{"a":1,"a":2}}', "duplicate_key"),
     (b"", "empty_message"),
-    (b"x" * 2_000_000, "too_large"),
+    # As large as a message may be.
+    (b"x" * 9_900_000, "too_large"),
 ]
 
 
