@@ -391,6 +391,22 @@ def test_a_killed_runner_is_reported(machine: Machine, many: dict[str, Any]) -> 
     machine.assert_clean()
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_workers_in_a_process_print_their_tracebacks_only_with_debug(
+    machine: Machine, debug: bool
+) -> None:
+    broken = machine.folder / "z.parquet"
+    broken.write_bytes(b"PAR1" + b"x" * 1_000 + b"PAR1")
+    files = f"{machine.values['input_files']},{broken}"
+    process = machine.start(input_files=files, debug=str(debug).lower(), **OWN_PROCESS)
+    out, err = process.communicate(timeout=120)
+    if debug:
+        assert "Traceback" in err
+    else:
+        result = (process.returncode, out, err)
+        assert_one_line_error(result, 1, "z.parquet is not a readable Parquet file")
+
+
 def test_the_workers_of_a_killed_command_do_no_harm_to_the_next_attempt(
     machine: Machine, many: dict[str, Any]
 ) -> None:

@@ -1,18 +1,22 @@
 """The runner that a pipeline gets for each way to name one, and the runners that are rejected."""
 
 import re
+import threading
 import uuid
 from typing import Any, NoReturn
 
 import apache_beam as beam
+import grpc
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.portability.job_server import JobServer
+from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import PipelineRunner
 
 from common.errors import RunnerError, UsageError
 from examples.local_cloud import LocalCloud, free_port
 from pipelines import batch_local, stream_local
-from pipelines.batch.elsewhere import run_elsewhere
+from pipelines.batch.elsewhere import _servers_stopped, run_elsewhere
 from pipelines.beam_args import beam_options, runs_in_process, runs_on_dataflow, shares_process
 from pipelines.command import Command, main
 from pipelines.launch.command import PIPELINES
@@ -257,3 +261,30 @@ def test_what_a_runner_lacks_is_named(text: str, line: str) -> None:
 def test_another_error_of_a_run_is_raised_unchanged() -> None:
     with pytest.raises(RuntimeError, match="a row"):
         run_elsewhere(Fails("a row"), PipelineOptions([]))
+
+
+def test_workers_that_lose_a_runner_that_stops_print_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped, printed = threading.Event(), list[Any]()
+    monkeypatch.setattr(threading, "excepthook", lambda args: printed.append(args.exc_value))
+
+    class Server(JobServer):
+        def start(self) -> str:
+            return ""
+
+        def stop(self) -> None:
+            stopped.set()
+
+    def work(error: Exception) -> None:
+        stopped.wait()
+        raise error
+
+    runner = PortableRunner()
+    runner.default_job_server = lambda _: Server()
+    errors = [grpc.RpcError("Stream removed"), ValueError("of the worker")]
+    with _servers_stopped(runner):
+        runner.default_job_server(PipelineOptions([]))
+        for error in errors:
+            threading.Thread(target=work, args=[error], name="run_worker_1", daemon=True).start()
+    assert printed == errors[1:]

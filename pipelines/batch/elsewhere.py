@@ -7,8 +7,9 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import apache_beam as beam
@@ -24,6 +25,7 @@ from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRu
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
 from common.errors import RunnerError, UsageError, one_line
+from common.private_beam.worker_processes import silent_processes
 from pipelines.batch.worker_pools import check_worker_pool
 
 # What a worker and Prism write, in the text of the error of a job.
@@ -33,6 +35,9 @@ _NO_PRISM = re.compile(r"^Unable to fetch remote prism binary at (.*)")
 _NO_JAR = re.compile(r"^Unable to fetch remote job server jar at (\S+): ")
 # How long Prism waits for a job before it ends, as Go writes a duration.
 _IDLE = "60s"
+# How Beam names the threads of workers, and how long they may take to notice that Prism has ended.
+_WORKER_THREADS = "run_worker_"
+_WORKER_SECONDS = 1.0
 
 
 def _wait(result: PipelineResult) -> None:
@@ -44,6 +49,8 @@ def run_elsewhere(
     pipeline: beam.Pipeline,
     options: PipelineOptions,
     wait: Callable[[PipelineResult], None] = _wait,
+    *,
+    debug: bool = False,
 ) -> None:
     """Run a pipeline to its end. Ctrl-C cancels the job.
 
@@ -51,6 +58,7 @@ def run_elsewhere(
         pipeline: The pipeline.
         options: The options of the pipeline.
         wait: Waits for the end of the job. It raises KeyboardInterrupt to cancel the job.
+        debug: Whether workers that are processes print on standard error.
 
     Raises:
         UsageError: The program of Prism does not exist.
@@ -61,7 +69,8 @@ def run_elsewhere(
     if isinstance(pipeline.runner, PrismRunner) and not endpoint:
         _check_program(options.view_as(PrismRunnerOptions).prism_location)
         check_worker_pool(options)
-    with _environment(), _servers_stopped(pipeline.runner):
+    silent = nullcontext() if debug else silent_processes()
+    with silent, _environment(), _servers_stopped(pipeline.runner):
         try:
             result = pipeline.run()
             try:
@@ -156,8 +165,28 @@ def _servers_stopped(runner: PipelineRunner) -> Iterator[None]:
         # Beam handles Ctrl-C by stopping the server, and would wait for the stop that is running.
         with suppress(ValueError):
             signal.signal(signal.SIGINT, before)
-        for server in started:
-            server.stop()
+        with _lost_connections_ignored():
+            for server in started:
+                server.stop()
+
+
+@contextmanager
+def _lost_connections_ignored() -> Iterator[None]:
+    """Let threads of workers end without a traceback if their runner stops in the block."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, grpc.RpcError):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+        for thread in threading.enumerate():
+            if thread.name.startswith(_WORKER_THREADS):
+                thread.join(_WORKER_SECONDS)
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager

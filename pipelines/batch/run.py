@@ -257,7 +257,7 @@ def _run_to_end(
             # Imported only here, because other runs do not need the runners that it imports.
             from pipelines.batch.elsewhere import run_elsewhere
 
-            run_elsewhere(pipeline, options)
+            run_elsewhere(pipeline, options, debug=debug)
 
 
 def _job_facts(graph: ScoreRows, config: RunConfig) -> JobFacts:

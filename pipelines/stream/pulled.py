@@ -64,7 +64,7 @@ def run_pulled(
 
         # Beam changes the options when it starts a job.
         shared = shares_process(options)
-        run_elsewhere(pipeline, options, wait)
+        run_elsewhere(pipeline, options, wait, debug=config.run.debug)
 
 
 def pulled_graph(score: functools.partial[ScoreStream], source: PullMessages) -> ScoreStream:
