@@ -391,6 +391,27 @@ def test_a_killed_runner_is_reported(machine: Machine, many: dict[str, Any]) -> 
     machine.assert_clean()
 
 
+def test_a_worker_that_is_killed_ends_the_run_in_one_line(
+    machine: Machine, many: dict[str, Any]
+) -> None:
+    process = machine.start(**many, **OWN_PROCESS)
+    machine.wait_for_staged(process)
+    (worker,) = {*machine.processes()} - {process.pid, *processes_of(machine.prism)}
+    os.kill(worker, signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    result = (process.returncode, out, err)
+    assert_one_line_error(result, 1, "a worker of the runner has ended before the job: it was")
+    machine.assert_clean()
+
+
+def test_a_run_takes_as_long_as_it_needs_however_soon_a_job_server_must_answer(
+    machine: Machine, many: dict[str, Any]
+) -> None:
+    process = machine.start(**many, job_server_timeout=1)
+    _, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_workers_in_a_process_print_their_tracebacks_only_with_debug(
     machine: Machine, debug: bool

@@ -568,8 +568,8 @@ def test_every_message_is_in_a_file_and_acknowledged_on_prism(
     pipeline | PullMessages(options, readers) | in_files(tmp_path, 1)
     with open_intake(options) as intake:
 
-        def wait(result: Any) -> None:
-            ended = Background(result.wait_until_finish)
+        def wait(until_end: Any) -> None:
+            ended = Background(until_end)
             publish(cloud, name, texts[700:])
             wait_until(lambda: len(texts_in(tmp_path)) == 1_500 and intake.unfinished == 0)
             intake.end()

@@ -3,6 +3,8 @@
 import re
 import threading
 import uuid
+from subprocess import Popen
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import apache_beam as beam
@@ -16,7 +18,8 @@ from apache_beam.runners.runner import PipelineRunner
 from common.errors import RunnerError, UsageError
 from examples.local_cloud import LocalCloud, free_port
 from pipelines import batch_local, stream_local
-from pipelines.batch.elsewhere import _servers_stopped, run_elsewhere
+from pipelines.batch import elsewhere
+from pipelines.batch.elsewhere import _servers_stopped, _wait_until_end, run_elsewhere
 from pipelines.beam_args import beam_options, runs_in_process, runs_on_dataflow, shares_process
 from pipelines.command import Command, main
 from pipelines.launch.command import PIPELINES
@@ -249,6 +252,11 @@ class Fails(beam.Pipeline):
             "Traceback\nModuleNotFoundError: No module named 'transforms.files'\n",
             "the workers cannot import 'transforms.files': install Millrace on them",
         ),
+        (
+            "Pipeline job-001 failed in state FAILED: bundle inst033 stage-027 failed:SDK worker "
+            "disconnected: worker[x], 1 active instructions, error: context canceled",
+            "a worker of the runner has ended before the job: it was killed, or its machine had",
+        ),
         ("prism error: didn't get control connection to a:1 after 1m", "no worker has connected"),
     ],
 )
@@ -288,3 +296,15 @@ def test_workers_that_lose_a_runner_that_stops_print_nothing(
         for error in errors:
             threading.Thread(target=work, args=[error], name="run_worker_1", daemon=True).start()
     assert printed == errors[1:]
+
+
+def test_a_job_that_goes_on_without_its_worker_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(elsewhere, "_GRACE_SECONDS", 0.1)
+    ended = threading.Event()
+    job: Any = SimpleNamespace(wait_until_finish=ended.wait)
+    with Popen(["true"]) as worker, pytest.raises(RunnerError, match="a worker of the runner has"):
+        _wait_until_end(job, [worker])
+    ended.set()
+    _wait_until_end(job, [worker])

@@ -7,6 +7,7 @@ letter. Repeated deliveries have the same id. They count as `again`, not as doub
 from __future__ import annotations
 
 import json
+import math
 import random
 import threading
 import time
@@ -142,11 +143,16 @@ class StreamRun:
         flags = [text for flag, value in values.items() for text in (f"--{flag}", str(value))]
         return Attempt("stream_local", flags, self.folder / f"{number}.log")
 
-    def read(self) -> list[str]:
-        """Return the ids of all rows and dead letters in the sinks."""
+    def read(self, requests: float = math.inf) -> list[str]:
+        """Return the ids of all rows and dead letters in the sinks.
+
+        Args:
+            requests: The most requests for messages of a topic. While a stream runs, there is no
+                end of them.
+        """
         if self.kind.startswith("topic"):
-            self._pulled += self._pull("out", "row_id")
-            self._pulled += self._pull("dead", "millrace_row_id")
+            self._pulled += self._pull("out", "row_id", requests)
+            self._pulled += self._pull("dead", "millrace_row_id", requests)
             return self._pulled
         if self.kind == "table":
             client = self.cloud.bigquery()
@@ -162,10 +168,11 @@ class StreamRun:
             found += [json.loads(line)["row_id"] for line in path.read_text().splitlines()]
         return found
 
-    def _pull(self, name: str, attribute: str) -> list[str]:
+    def _pull(self, name: str, attribute: str, requests: float) -> list[str]:
         client = self.cloud.subscriber()
         found: list[str] = []
-        while True:
+        while requests > 0:
+            requests -= 1
             try:
                 pulled = client.pull(
                     subscription=self.subscription(name), max_messages=1_000, timeout=5, retry=None
@@ -178,19 +185,21 @@ class StreamRun:
                 subscription=self.subscription(name), ack_ids=[one.ack_id for one in pulled]
             )
             found += [one.message.attributes[attribute] for one in pulled]
+        return found
 
 
 def wait_for_rows(run: StreamRun, attempt: Attempt) -> None:
     """Wait until a running attempt has written a row."""
-    before, until = _count(run), time.monotonic() + PATIENCE_SECONDS
-    while _count(run) == before and attempt.running and time.monotonic() < until:
+    # The rows of earlier attempts do not count.
+    before, until = _count(run, math.inf), time.monotonic() + PATIENCE_SECONDS
+    while _count(run, 1) == before and attempt.running and time.monotonic() < until:
         time.sleep(0.1)
 
 
-def _count(run: StreamRun) -> int:
+def _count(run: StreamRun, requests: float) -> int:
     """Return the number of rows and dead letters; 0 if the first run has created no table yet."""
     try:
-        return len(run.read())
+        return len(run.read(requests))
     except exceptions.NotFound:
         return 0
 

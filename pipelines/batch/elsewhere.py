@@ -8,8 +8,10 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from subprocess import Popen
 from typing import Any
 
 import apache_beam as beam
@@ -20,12 +22,13 @@ from apache_beam.options.pipeline_options import (
     PrismRunnerOptions,
 )
 from apache_beam.runners.portability.job_server import JobServer, StopOnExitJobServer
-from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.runners.portability.portable_runner import JobServiceHandle, PortableRunner
 from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRunner
 from apache_beam.runners.runner import PipelineResult, PipelineRunner
 
 from common.errors import RunnerError, UsageError, one_line
-from common.private_beam.worker_processes import silent_processes
+from common.interrupts import Background
+from common.private_beam.worker_processes import noted_workers
 from pipelines.batch.worker_pools import check_worker_pool
 
 # What a worker and Prism write, in the text of the error of a job.
@@ -38,17 +41,24 @@ _IDLE = "60s"
 # How Beam names the threads of workers, and how long they may take to notice that Prism has ended.
 _WORKER_THREADS = "run_worker_"
 _WORKER_SECONDS = 1.0
+_POLL_SECONDS = 0.5
+# How long a job may go on when a worker process has ended.
+_GRACE_SECONDS = 10.0
+_WORKER_ENDED = (
+    "a worker of the runner has ended before the job: it was killed, or its machine had too little "
+    "memory; run again"
+)
 
 
-def _wait(result: PipelineResult) -> None:
+def _wait(until_end: Callable[[], None]) -> None:
     """Wait for the end of a job."""
-    result.wait_until_finish()
+    until_end()
 
 
 def run_elsewhere(
     pipeline: beam.Pipeline,
     options: PipelineOptions,
-    wait: Callable[[PipelineResult], None] = _wait,
+    wait: Callable[[Callable[[], None]], None] = _wait,
     *,
     debug: bool = False,
 ) -> None:
@@ -57,25 +67,29 @@ def run_elsewhere(
     Args:
         pipeline: The pipeline.
         options: The options of the pipeline.
-        wait: Waits for the end of the job. It raises KeyboardInterrupt to cancel the job.
+        wait: Waits for the end of the job by calling its argument, which returns then. It raises
+            KeyboardInterrupt to cancel the job.
         debug: Whether workers that are processes print on standard error.
 
     Raises:
         UsageError: The program of Prism does not exist.
-        RunnerError: No job server or worker answers, the job server stops before the end of the
-            run, or the workers lack a module.
+        RunnerError: No job server or worker answers, the job server or a worker stops before the
+            end of the run, or the workers lack a module.
     """
     endpoint = options.view_as(PortableOptions).job_endpoint
     if isinstance(pipeline.runner, PrismRunner) and not endpoint:
         _check_program(options.view_as(PrismRunnerOptions).prism_location)
         check_worker_pool(options)
-    silent = nullcontext() if debug else silent_processes()
-    with silent, _environment(), _servers_stopped(pipeline.runner):
+    with (
+        noted_workers(silent=not debug) as workers,
+        _environment(),
+        _servers_stopped(pipeline.runner),
+    ):
         try:
             result = pipeline.run()
             try:
-                wait(result)
-            except KeyboardInterrupt:
+                wait(partial(_wait_until_end, result, workers))
+            except (KeyboardInterrupt, RunnerError):
                 with suppress(Exception):
                     result.cancel()
                 raise
@@ -87,6 +101,20 @@ def run_elsewhere(
             if (explained := _explain(error)) is None:
                 raise
             raise explained from error
+
+
+def _wait_until_end(result: PipelineResult, workers: Sequence[Popen[bytes]]) -> None:
+    """Wait for the end of a job. Raise RunnerError if a worker process ends before it.
+
+    Prism waits without end for a worker that has ended while it had nothing to do.
+    """
+    job = Background(result.wait_until_finish)
+    while not job.wait(_POLL_SECONDS):
+        codes = [worker.poll() for worker in workers]
+        # A worker also ends at the end of the job.
+        if any(code is not None for code in codes) and not job.wait(_GRACE_SECONDS):
+            raise RunnerError(_WORKER_ENDED)
+    job.result()
 
 
 def _check_program(path: str | None) -> None:
@@ -122,6 +150,8 @@ def _explain(error: Exception) -> RunnerError | None:
             f"the workers cannot import {found[1]!r}: install Millrace on them, and what your "
             "model needs, in the versions of this machine"
         )
+    if "SDK worker disconnected" in str(error):
+        return RunnerError(_WORKER_ENDED)
     if found := _NO_WORKER.search(str(error)):
         return RunnerError(
             f"no worker has connected to the runner at {found[1]}: check that the workers can "
@@ -140,7 +170,7 @@ class _Prism(PrismJobServer):
 
 @contextmanager
 def _servers_stopped(runner: PipelineRunner) -> Iterator[None]:
-    """Stop the job servers that a runner starts in the block.
+    """Wait for job servers as long as a job runs, and stop those that a runner starts in the block.
 
     Beam stops them when the interpreter exits, which a command skips (pipelines/command.py). A
     server such as Prism would then keep its memory and its port.
@@ -148,6 +178,15 @@ def _servers_stopped(runner: PipelineRunner) -> Iterator[None]:
     started: list[JobServer] = []
     if isinstance(runner, PortableRunner):
         make = runner.default_job_server
+        connect = runner.create_job_service_handle
+
+        def connect_for_good(service: Any, options: PipelineOptions) -> JobServiceHandle:
+            # Beam would end the wait for a job by --job_server_timeout, after 300 s by default.
+            handle = connect(service, options)
+            handle.timeout = None
+            return handle
+
+        runner.create_job_service_handle = connect_for_good
         if isinstance(runner, PrismRunner):
 
             def make(options: PipelineOptions) -> JobServer:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import uuid
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineResult
 
 from pipelines.batch.in_process import silent_workers
 from pipelines.beam_args import runs_in_process, shares_process
@@ -56,11 +56,11 @@ def run_pulled(
         # Imported only here, because other runs do not need the runners that it imports.
         from pipelines.batch.elsewhere import run_elsewhere
 
-        def wait(result: PipelineResult) -> None:
+        def wait(until_end: Callable[[], None]) -> None:
             if shared:
-                report(result.wait_until_finish)
+                report(until_end)
             else:
-                follow(result.wait_until_finish, reading)
+                follow(until_end, reading)
 
         # Beam changes the options when it starts a job.
         shared = shares_process(options)
