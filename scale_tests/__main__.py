@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -64,8 +64,24 @@ def make_parser() -> CommandParser:
         one.add_argument(
             "--output", type=Path, help="the folder of the result (default: scale-test-TIME)"
         )
+    _add_report(commands)
+    _add_compare(commands)
+    return parser
+
+
+def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="write the page of a result again")
     report.add_argument("folder", type=Path, help="the folder that a test wrote")
+    for name, text in (
+        ("--project", "the project to read Cloud Monitoring of, some minutes after the test"),
+        ("--job_id", "the Dataflow job that was tested, for its workers"),
+        ("--subscription", "the id of the subscription that the job reads, for the backlog"),
+        ("--endpoint_id", "the endpoint that was tested, for its replicas and their CPU"),
+    ):
+        report.add_argument(name, help=text)
+
+
+def _add_compare(commands: Any) -> None:
     both = commands.add_parser("compare", help="compare two results of one plan")
     both.add_argument("before", type=Path, help="the folder of the first result")
     both.add_argument("after", type=Path, help="the folder of the second result")
@@ -85,7 +101,6 @@ def make_parser() -> CommandParser:
     both.add_argument(
         "--output", type=Path, help="the page to write (default: comparison.html in AFTER)"
     )
-    return parser
 
 
 def show(text: str) -> None:
@@ -178,9 +193,20 @@ def _run(args: argparse.Namespace, plan: Plan, run: Callable[[], Outcome]) -> in
 
 
 def _report(args: argparse.Namespace) -> int:
+    from cloud.clients import Cloud
+    from cloud.endpoints import Endpoints
+    from scale_tests.measures.watched import RESOURCES
     from scale_tests.pages.page import write_report
+    from scale_tests.pages.watched import watched_section, write_watched
 
-    print(f"wrote {write_report(args.folder)}")
+    ids = {name: getattr(args, name) for name in RESOURCES if getattr(args, name)}
+    if bool(ids) is not bool(args.project):
+        raise UsageError(
+            "--project belongs to --job_id, --subscription or --endpoint_id: pass both, or neither"
+        )
+    if ids:
+        write_watched(args.folder, Cloud(args.project, Endpoints.resolve()), ids)
+    print(f"wrote {write_report(args.folder, watched_section(args.folder))}")
     return 0
 
 

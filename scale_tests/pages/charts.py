@@ -36,13 +36,14 @@ def timeline(samples: pa.Table) -> list[Spec]:
     waiting = {"waiting": backlog(due, arrived, times[1:]).astype(np.float64)}
     middle = (times[:-1] + times[1:]) / 2 - start
     return [
-        _over_time(middle, rates, "messages/s"),
-        _over_time(middle, waiting, "messages waiting"),
-        _over_time(middle, _latency_over_time(due, arrived, times), "latency, ms"),
+        over_time(middle, rates, "messages/s"),
+        over_time(middle, waiting, "messages waiting"),
+        over_time(middle, _latency_over_time(due, arrived, times), "latency, ms"),
     ]
 
 
-def _over_time(seconds: Floats, lines: Mapping[str, Floats], title: str) -> Spec:
+def over_time(seconds: Floats, lines: Mapping[str, Floats], title: str) -> Spec:
+    """Return lines over the seconds of a test."""
     rows = [
         {"s": round(float(s), 3), "what": what, "value": round(float(value), 2)}
         for what, values in lines.items()

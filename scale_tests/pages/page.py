@@ -6,7 +6,7 @@ The accounts come first. A level without complete accounts has no percentiles on
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,12 @@ _OVER_TIME = (
 _PERCENTILES = (50, 90, 95, 99, 99.9)
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, more: Iterable[Section] = ()) -> Path:
     """Write the page of a result beside its files, and return its path.
 
     Args:
         folder: The folder that a test wrote.
+        more: Sections that follow those of the result.
 
     Raises:
         InputError: The folder does not hold the result of a test.
@@ -47,7 +48,7 @@ def write_report(folder: Path) -> Path:
         UsageError: vl-convert is not installed.
     """
     result, samples = read_result(folder)
-    write_html(folder / PAGE, page(result, samples))
+    write_html(folder / PAGE, page(result, samples, more))
     return folder / PAGE
 
 
@@ -83,17 +84,19 @@ def read_result(folder: Path) -> tuple[dict[str, Any], pa.Table]:
         ) from error
 
 
-def page(result: Mapping[str, Any], samples: pa.Table) -> str:
-    """Return the HTML of a result."""
+def page(result: Mapping[str, Any], samples: pa.Table, more: Iterable[Section] = ()) -> str:
+    """Return the HTML of a result, with some more sections."""
     plan = result["plan"]
     tested = plan["send_to"]
     # A URL ends with a path that all servers have.
     name = tested if "://" in tested else tested.rpartition("/")[2]
     title = f"Scale test of {name or plan['target']}"
-    return write_page(title, _sections(result, samples))
+    return write_page(title, _sections(result, samples, more))
 
 
-def _sections(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Section]:
+def _sections(
+    result: Mapping[str, Any], samples: pa.Table, more: Iterable[Section]
+) -> Iterator[Section]:
     levels = result["levels"]
     yield Section("", [*_lead(result, samples)])
     if levels:
@@ -102,6 +105,7 @@ def _sections(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Section]
         yield Section("Findings", [findings_table(result["findings"])])
     if samples.num_rows:
         yield from _charts(result, samples)
+    yield from more
     yield Section("How it was measured", [*_method(result)])
 
 

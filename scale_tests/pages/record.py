@@ -93,6 +93,7 @@ def describe(level: Level, judgement: Judgement) -> dict[str, Any]:
         "rate": _known(level.rate),
         "throughput": _known(level.throughput),
         "in_flight": _known(level.in_flight),
+        "start": level.start,
         "seconds": level.seconds,
         "rows": level.rows,
         "accounts": level.ledger.totals(),
