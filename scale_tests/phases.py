@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from scale_tests.load.plan import Bisection, Burst, PhaseKind, Plan, WarmUp
 from scale_tests.load.schedule import Floats, due_times, probe, stretches
 from scale_tests.measures.knee import Knee, find_knee
-from scale_tests.measures.level import Judgement, Level, judge
+from scale_tests.measures.level import Judgement, Level, judge, rows_text
 
 # Between the moment a level is planned and its first message.
 LEAD_SECONDS = 0.5
@@ -93,7 +93,7 @@ class Phases:
 
 
 def _suffix(phase: PhaseKind, rows: int) -> str:
-    return f", {rows:,} rows" if isinstance(phase.rows, tuple) else ""
+    return f", {rows_text(rows)}" if isinstance(phase.rows, tuple) else ""
 
 
 def line(level: Level, judgement: Judgement) -> str:

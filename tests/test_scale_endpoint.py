@@ -116,7 +116,7 @@ def test_the_accounts_add_up_to_what_the_server_counted(stand: Stand, example: P
         rows = server.client.metric("millrace_rows_total")
     levels = stand.result()["levels"]
     assert [(one["name"], one["rows"]) for one in levels] == [
-        ("1 constant, 1 rows", 1),
+        ("1 constant, 1 row", 1),
         ("1 constant, 20 rows", 20),
         ("2 burst", 3),
     ]

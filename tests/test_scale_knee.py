@@ -1,6 +1,7 @@
 """Levels are judged, and the search finds the capacity of a known server."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from virtual_server import level, open_loop, results, sent
 
 from scale_tests.load.plan import Bisection, Constant, Objective, Sender
 from scale_tests.load.schedule import due_times, probe
-from scale_tests.measures.accounts import settle
+from scale_tests.measures.accounts import Fate, settle
 from scale_tests.measures.backlog import Growth, backlog, growth
 from scale_tests.measures.knee import find_knee
 from scale_tests.measures.level import Judgement, Level, Verdict, judge
@@ -90,19 +91,80 @@ def test_a_rate_that_is_not_sustained_again_is_not_the_knee() -> None:
     assert (knee.sustained, knee.failed) == (10, 20)
 
 
-def test_a_rate_that_cannot_be_judged_is_tried_twice_and_ends_the_search() -> None:
+def test_the_search_goes_on_below_a_rate_that_cannot_be_judged() -> None:
+    def measure(rate: float) -> Judgement:
+        return Judgement(Verdict.INVALID if rate > 100 else Verdict.SUSTAINED, ("late",))
+
+    knee = find_knee(measure, SEARCH)
+    assert knee.sustained is not None
+    assert 99 <= knee.sustained <= 100
+    # The sender has a limit. That of the system is not known.
+    assert knee.failed is None
+    assert knee.reason.endswith("/s is invalid: late")
+    good, bad, invalid = Verdict.SUSTAINED, Verdict.FAILED, Verdict.INVALID
+    search = Bisection(lowest=10, highest=40, seconds=1, precision=1)
+    # 10, 40 twice, 20 fails, so the limit is known, and 10 is tried again.
+    knee = find_knee(scripted(iter([good, invalid, invalid, bad, good])), search)
+    assert (knee.sustained, round(knee.failed or 0), knee.reason) == (10, 20, "")
+
+
+def test_a_rate_that_cannot_be_judged_is_tried_twice() -> None:
     good, invalid = Verdict.SUSTAINED, Verdict.INVALID
-    knee = find_knee(scripted(iter([good, invalid, invalid])), SEARCH)
-    assert (knee.sustained, knee.failed) == (10, None)
-    assert knee.reason == "2,000/s is invalid: why"
-    knee = find_knee(scripted(iter([good, Verdict.INCOMPLETE])), SEARCH)
-    assert knee.reason == "2,000/s is incomplete: why"
     knee = find_knee(scripted(iter([good, invalid, good, good])), SEARCH)
     assert (knee.sustained, knee.reason) == (2_000, "")
+    knee = find_knee(scripted(iter([invalid, invalid])), SEARCH)
+    assert (knee.sustained, knee.failed, knee.reason) == (None, None, "10/s is invalid: why")
+
+
+def test_the_search_ends_if_its_result_cannot_be_judged_again() -> None:
+    search = Bisection(lowest=10, highest=20, seconds=1, precision=1)
+    good, bad, invalid = Verdict.SUSTAINED, Verdict.FAILED, Verdict.INVALID
+    knee = find_knee(scripted(iter([good, bad, invalid, invalid])), search)
+    assert (knee.sustained, knee.failed, knee.reason) == (10, None, "10/s is invalid: why")
+
+
+def test_an_incomplete_rate_ends_the_search() -> None:
+    knee = find_knee(scripted(iter([Verdict.SUSTAINED, Verdict.INCOMPLETE])), SEARCH)
+    assert (knee.sustained, knee.reason) == (10, "2,000/s is incomplete: why")
+
+
+def test_a_limit_of_requests_in_flight_shows_that_a_rate_is_too_high() -> None:
+    due = due_times(Constant(rate=100, seconds=10), "constant", ())
+    slow = level(due, due + 0.3, 10)
+    slow.ledger.sent.at[500:] = np.nan
+    slow.ledger.fate[500:] = Fate.UNSENT
+    full = replace(slow, refused_by_limit=500)
+    # At 100 requests a second, 20 wait while answers take 200 ms.
+    for limit, overloaded in ((21, True), (20, False)):
+        found = judge(full, OBJECTIVE, Sender(in_flight=limit))
+        assert (found.verdict, found.overloaded) == (Verdict.INVALID, overloaded)
+        assert found.reasons == (
+            f"500 of 1,000 messages were not sent, because {limit} waited for answers",
+        )
+    # A sender that is late may itself be the reason.
+    late = replace(full, cpu=0.9)
+    assert not judge(late, OBJECTIVE, Sender(in_flight=21)).overloaded
+
+
+def test_the_search_goes_on_below_a_rate_that_reached_the_limit_in_flight() -> None:
+    def measure(rate: float) -> Judgement:
+        if rate > 100:
+            return Judgement(Verdict.INVALID, ("full",), overloaded=True)
+        return Judgement(Verdict.SUSTAINED)
+
+    knee = find_knee(measure, SEARCH)
+    assert knee.reason == ""
+    assert knee.sustained is not None
+    assert knee.failed is not None
+    assert knee.sustained <= 100 < knee.failed <= knee.sustained * 1.01
 
 
 @given(
-    st.lists(st.sampled_from([Verdict.SUSTAINED, Verdict.FAILED]), min_size=400, max_size=400),
+    st.lists(
+        st.sampled_from([Verdict.SUSTAINED, Verdict.FAILED, Verdict.INVALID]),
+        min_size=400,
+        max_size=400,
+    ),
     st.floats(0.01, 1),
 )
 def test_the_search_ends_whatever_the_system_does(verdicts: list[Verdict], share: float) -> None:

@@ -116,6 +116,25 @@ def test_workers_per_replica_need_both_rates() -> None:
     assert workers_per_replica(knee(None), goal).confidence == "insufficient data"
 
 
+def test_a_stream_with_a_goal_gets_its_workers_and_their_replicas() -> None:
+    goal = Goal(rate=1_000, count=2, replica_rows=600)
+    plan = Plan(
+        target="stream",
+        send_to="in",
+        objective=Objective(latency_ms=1_000),
+        result=Result(source="topic", name="out", dead_letters="dead"),
+        goal=goal,
+        phases=(Bisection(lowest=10, highest=1_000, seconds=60),),
+    )
+    searched = Outcome(test_id="a", levels=(), knees=(knee(200),), strays=0, interrupted=False)
+    found = {one.name: one.value for one in conclude(searched, plan)}
+    assert found["largest sustained rate"] == 200
+    # 100 messages a second of each worker, of which 70 are planned.
+    assert found["workers"] == 15
+    assert found["workers per replica"] == 6
+    assert found["cost of the workers"] is not None
+
+
 @given(st.floats(1, 1e5), st.floats(1, 1e4), st.integers(1, 10))
 def test_the_recommended_workers_sustain_the_rate_with_room(
     rate: float, sustained: float, count: int

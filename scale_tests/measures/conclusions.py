@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from scale_tests.load.plan import Plan
 from scale_tests.measures.findings import Finding, bottleneck, sustainable_rate
-from scale_tests.measures.level import Verdict
+from scale_tests.measures.level import Verdict, rows_text
 from scale_tests.measures.outcome import Outcome
 from scale_tests.measures.sizing import best_request, cold_start, recommend, workers_per_replica
 
@@ -22,7 +22,7 @@ def _rates(outcome: Outcome, of_endpoint: bool) -> Iterator[Finding]:
     """Yield the largest sustained rate of each search, named by its rows if there are several."""
     several = len({knee.rows for knee in outcome.knees}) > 1
     for knee in outcome.knees:
-        size = f", {knee.rows:,} rows" if several else ""
+        size = f", {rows_text(knee.rows)}" if several else ""
         yield sustainable_rate(knee, size, "requests/s" if of_endpoint else "messages/s")
 
 

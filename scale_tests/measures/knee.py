@@ -34,7 +34,7 @@ class Knee:
         sustained: The largest rate that was sustained each time; None if there was none.
         failed: The smallest rate above it that was not sustained; None if every rate was.
         probes: The rates in the order in which they were tried.
-        reason: Empty, or why the search ended early.
+        reason: Empty, or why a rate above the sustained one could not be judged.
         rows: The rows of each message.
     """
 
@@ -50,7 +50,8 @@ def find_knee(measure: Callable[[float], Judgement], search: Bisection) -> Knee:
 
     The rates are divided in the middle of their logarithms, because the precision is a share. At
     the end, the largest sustained rate is tried once more. If it is not sustained then, the search
-    goes on below it.
+    goes on below it. It also goes on below a rate that cannot be judged, but then the limit of the
+    system is not known.
 
     Args:
         measure: Tries a rate and judges it.
@@ -71,17 +72,21 @@ def find_knee(measure: Callable[[float], Judgement], search: Bisection) -> Knee:
     low: float | None = None
     high: float | None = None
     rate: float | None = search.lowest
-    confirmed = False
+    confirmed, reason = False, ""
     while rate is not None and not confirmed:
         sustained = is_sustained(rate)
         if sustained is None:
-            return Knee(low, high, tuple(probes), _ended(probes[-1]))
-        if sustained:
+            reason = _ended(probes[-1])
+            if low in (None, rate) or probes[-1].judgement.verdict is Verdict.INCOMPLETE:
+                break
+            # Perhaps the sender cannot send at this rate. It can at lower ones.
+            high = rate
+        elif sustained:
             confirmed, low = rate == low, rate
         else:
-            low, high = _largest(probes, below=rate), rate
+            low, high, reason = _largest(probes, below=rate), rate, ""
         rate = _next(low, high, search)
-    return Knee(low, high, tuple(probes))
+    return Knee(low, None if reason else high, tuple(probes), reason)
 
 
 def _next(low: float | None, high: float | None, search: Bisection) -> float | None:

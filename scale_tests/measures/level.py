@@ -22,6 +22,11 @@ GROWTH = 0.01
 LATE_PERCENTILE = 99.0
 
 
+def rows_text(count: int) -> str:
+    """Return a number of rows with its unit."""
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+
+
 class Verdict(StrEnum):
     """Whether a level counts, and what it says about the system."""
 

@@ -9,7 +9,7 @@ from cloud.prices import STREAMING, Workers
 from scale_tests.load.plan import Goal
 from scale_tests.measures.findings import Confidence, Finding, missing
 from scale_tests.measures.knee import Knee
-from scale_tests.measures.level import Judgement, Level, Verdict
+from scale_tests.measures.level import Judgement, Level, Verdict, rows_text
 
 HOURS_PER_MONTH = 730
 # Workers and replicas are planned for this share of the rate that they sustain.
@@ -44,7 +44,7 @@ def best_request(levels: Judged) -> Finding:
     )
     return Finding(
         name=name,
-        value=f"{most.rows:,} rows, {at_once:,} at once",
+        value=f"{rows_text(most.rows)}, {at_once:,} at once",
         evidence=tuple(_of_size(size, best.get(size)) for size in sizes),
         confidence="high" if inside and limited else "medium" if limited else "low",
     )
@@ -52,11 +52,9 @@ def best_request(levels: Judged) -> Finding:
 
 def _of_size(rows: int, best: Level | None) -> str:
     if best is None:
-        return f"{rows:,} rows: no level reached the objective"
-    return (
-        f"{rows:,} rows: {_rows_per_second(best):,.0f} rows/s with {best.in_flight:,.1f} requests "
-        "in flight"
-    )
+        return f"{rows_text(rows)}: no level reached the objective"
+    rate, waiting = _rows_per_second(best), best.in_flight
+    return f"{rows_text(rows)}: {rate:,.0f} rows/s with {waiting:,.1f} requests in flight"
 
 
 def _best_levels(levels: Judged) -> Mapping[int, Level]:
@@ -137,8 +135,8 @@ def recommend(unit: str, sustained: float | None, goal: Goal) -> tuple[Finding, 
     beyond = count / goal.count
     confidence: Confidence = "high" if beyond <= 1 else "medium" if beyond <= 4 else "low"
     evidence = (
-        f"{goal.count} {unit} with {goal.vcpu} vCPUs sustained {sustained:,.4g}/s",
-        f"{HEADROOM:.0%} of that is planned for {goal.rate:,.4g}/s",
+        f"{goal.count} of the {unit} with {goal.vcpu} vCPUs sustained {sustained:,.0f}/s",
+        f"{HEADROOM:.0%} of that is planned for {goal.rate:,.0f}/s",
     )
     found = Finding(name=names[0], value=count, unit=unit, evidence=evidence, confidence=confidence)
     hourly, source = _price(unit, goal)
