@@ -188,10 +188,9 @@ class StreamRun:
         return found
 
 
-def wait_for_rows(run: StreamRun, attempt: Attempt) -> None:
-    """Wait until a running attempt has written a row."""
-    # The rows of earlier attempts do not count.
-    before, until = _count(run, math.inf), time.monotonic() + PATIENCE_SECONDS
+def wait_for_rows(run: StreamRun, attempt: Attempt, before: int) -> None:
+    """Wait until a running attempt has written a row. `before` is the number of earlier rows."""
+    until = time.monotonic() + PATIENCE_SECONDS
     while _count(run, 1) == before and attempt.running and time.monotonic() < until:
         time.sleep(0.1)
 
@@ -221,9 +220,10 @@ def kill_stream(
     sender = Sender(run.cloud, run.topic("in"), bodies)
     while tally.kills < count:
         number += 1
+        before = _count(run, math.inf)
         attempt = run.start(number, stop_after_seconds=600)
         if chance.random() < 0.5:
-            wait_for_rows(run, attempt)
+            wait_for_rows(run, attempt, before)
             time.sleep(chance.uniform(0, WORK_SECONDS))
         else:
             time.sleep(chance.uniform(*lives))
