@@ -35,6 +35,8 @@ LIVES = (0.2, 3.0)
 LIVES_ON_PRISM = (2.0, 14.0)
 WORK_SECONDS = 2.0
 ACK_SECONDS = 10
+# How long a stream may take to end when Prism or its workers are killed.
+END_SECONDS = 30.0
 # Longer than the leases of a killed run, which had extended the deadlines of its messages to 60 s.
 QUIET_SECONDS = 75
 
@@ -234,7 +236,11 @@ def kill_stream(
             tally.kills += attempt.kill()
         elif sum(kill(one) for one in others if is_a(victim, one)):
             tally.kills += 1
-            attempt.wait()
+            # If Prism is killed while it starts, Beam starts it again, and the stream goes on.
+            until = time.monotonic() + END_SECONDS
+            while attempt.running and time.monotonic() < until:
+                time.sleep(0.1)
+            attempt.kill()
         else:
             # Its victim had not started yet.
             attempt.kill()
