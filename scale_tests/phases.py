@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from scale_tests.load.plan import Bisection, Burst, PhaseKind, Plan, WarmUp
 from scale_tests.load.schedule import Floats, due_times, probe, stretches
+from scale_tests.measures.accounts import Results, Sent, settle
 from scale_tests.measures.knee import Knee, find_knee
 from scale_tests.measures.level import Judgement, Level, judge, rows_text
 
@@ -44,6 +47,7 @@ class Phases:
         report: Gets a line about each level.
         levels: The levels so far, each with its judgement. Warm-ups do not count.
         knees: The results of the searches so far.
+        running: The step that is measured now, unless it is a warm-up.
     """
 
     plan: Plan
@@ -51,6 +55,7 @@ class Phases:
     report: Callable[[str], None]
     levels: list[tuple[Level, Judgement]] = field(default_factory=list)
     knees: list[Knee] = field(default_factory=list)
+    running: Step | None = None
 
     def run(self) -> None:
         """Run all phases. What `measure` raises ends them."""
@@ -84,12 +89,39 @@ class Phases:
             rows=rows,
             idle_seconds=phase.idle_seconds,
         )
+        self.running = None if isinstance(phase, WarmUp) else step
         level = self.measure(step)
         judgement = judge(level, self.plan.objective, self.plan.sender)
-        if not isinstance(phase, WarmUp):
+        if self.running is not None:
             self.levels.append((level, judgement))
+        self.running = None
         self.report(line(level, judgement))
         return judgement
+
+
+def cut_short(step: Step, sent: Sent, results: Results, wait_seconds: float) -> Level:
+    """Return a level during which the test was interrupted.
+
+    Of a message that was due by now, nobody knows whether it was sent: its fate is pending.
+
+    Args:
+        step: What was sent.
+        sent: The messages, as far as their times are known.
+        results: The results of the whole test.
+        wait_seconds: How long the result of a message may take.
+    """
+    now = time.time()
+    at = np.where(np.isnan(sent.at) & (sent.due <= now), sent.due, sent.at)
+    return Level(
+        name=step.name,
+        start=float(sent.due[0] - step.due[0]) if len(sent.due) else 0.0,
+        seconds=step.seconds,
+        ledger=settle(replace(sent, at=at), results, now, wait_seconds),
+        cpu=0.0,
+        rows=step.rows,
+        idle_seconds=step.idle_seconds,
+        interrupted=True,
+    )
 
 
 def _suffix(phase: PhaseKind, rows: int) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from libraries import need_library
 from serving_client import running
 
 from scale_tests import __main__ as scale_command
+from scale_tests.endpoints import endpoint
+from scale_tests.phases import LEAD_SECONDS
 
 PLAN = """\
 target = "endpoint"
@@ -285,3 +288,19 @@ def test_an_interrupted_test_keeps_the_levels_that_it_measured(
     assert result["interrupted"]
     assert "interrupted: the result is partial" in capsys.readouterr().out
     assert "This page is partial" in (stand.folder / "out" / "report.html").read_text()
+
+
+def test_an_interrupted_level_is_in_the_result_and_marked(
+    stand: Stand, steady: FaultyEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        time.sleep(LEAD_SECONDS + 1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(endpoint, "send_all", interrupt)
+    assert stand.run(steady.predict_url, CONSTANT.format(rate=20)) == 130
+    (level,) = stand.result()["levels"]
+    accounts = level["accounts"]
+    assert (level["interrupted"], level["verdict"]) == (True, "incomplete")
+    assert accounts["planned"] == accounts["pending"] + accounts["unsent"]
+    assert accounts["pending"] > 0 < accounts["unsent"]

@@ -1,5 +1,7 @@
 """The page of a scale test shows its figures, and draws its charts without a network."""
 
+import errno
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from chromium import look_at
 from libraries import need_library
 from virtual_server import level, open_loop
 
-from common.errors import InputError
+from common.errors import InputError, OutputError
 from scale_tests.load.plan import Bisection, Constant, Objective, Plan, Result
 from scale_tests.load.schedule import due_times, probe
 from scale_tests.measures.knee import find_knee
@@ -18,7 +20,7 @@ from scale_tests.measures.level import Judgement, Level, judge
 from scale_tests.measures.outcome import Outcome
 from scale_tests.measures.stamps import breakdown
 from scale_tests.pages.page import page, read_result, write_report
-from scale_tests.pages.record import write
+from scale_tests.pages.record import prepare, write
 
 SEARCH = Bisection(lowest=50, highest=400, seconds=13.0, precision=0.05)
 PLAN = Plan(
@@ -109,6 +111,34 @@ def test_a_folder_without_a_result_is_refused_in_one_line(tmp_path: Path, damage
     words = "has no result.json" if damage == "missing" else "does not hold the result of a scale"
     with pytest.raises(InputError, match=words) as caught:
         write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "samples.parquet").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"cannot be written: .*No space left") as caught:
+        write(outcome(), PLAN, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["file/out", "/proc/out"])
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="out cannot be written: ") as caught:
+        prepare(tmp_path / place)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_permission_is_refused_before_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    # The superuser, who may run these tests, has all permissions.
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OutputError, match=r"cannot be written: .*Permission denied") as caught:
+        prepare(tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -1,12 +1,15 @@
 """A scale test of a running stream on the Pub/Sub emulator, from the plan to the result."""
 
 import json
+import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -80,7 +83,7 @@ class Stand:
         return scale_command.main(["stream", *words(flags)])
 
     @contextmanager
-    def scoring(self, model: Path, table: str = "") -> Iterator[None]:
+    def scoring(self, model: Path, table: str = "") -> Iterator[subprocess.Popen[bytes]]:
         """Run the pipeline in a process of its own, with a topic or a table for its rows."""
         sink = {"output_table": table} if table else {"output_topic": self.output.topic}
         flags = {
@@ -93,7 +96,7 @@ class Stand:
         command = [sys.executable, "-m", "pipelines.stream_local", *words(flags)]
         with subprocess.Popen(command, env=self.on.environ(), stderr=subprocess.DEVNULL) as process:
             try:
-                yield
+                yield process
             finally:
                 process.terminate()
 
@@ -238,6 +241,73 @@ def test_an_interrupted_test_keeps_the_levels_that_it_measured(
     assert result["interrupted"]
     assert "interrupted: the result is partial" in capsys.readouterr().out
     assert not stand.subscriptions()
+
+
+def test_an_interrupted_level_is_in_the_result_and_marked(stand: Stand, example: Path) -> None:
+    text = PLAN.format(id=stand.id).replace("rate = 200\nseconds = 3", "rate = 50\nseconds = 60")
+    stand.plan.write_text(text)
+    flags = {"plan": stand.plan, "project": stand.on.cloud.project, "output": stand.folder / "out"}
+    command = [sys.executable, "-m", "scale_tests", "stream", *words(flags)]
+    with (
+        stand.scoring(example / "model"),
+        subprocess.Popen(
+            command, env=stand.on.environ(), stdout=subprocess.PIPE, text=True
+        ) as test,
+    ):
+        assert test.stdout is not None
+        assert "1 warm_up" in test.stdout.readline()
+        # Some messages of the level, which follows at once, have results.
+        wait_until(lambda: len(stand.output.take(100)) > 20)
+        test.send_signal(signal.SIGINT)
+        out = test.stdout.read()
+    assert test.returncode == 130
+    assert "interrupted: the result is partial" in out
+    result = json.loads((stand.folder / "out/result.json").read_text())
+    (level,) = result["levels"]
+    accounts = level["accounts"]
+    assert level["interrupted"]
+    assert (level["verdict"], level["latencies"]) == ("incomplete", [])
+    assert level["reasons"] == ["the test was interrupted during this level"]
+    assert accounts["planned"] == sum(accounts[fate.name.lower()] for fate in Fate) > 2_000
+    assert accounts["scored"] > 0
+    assert accounts["unsent"] > 1_000
+    assert accounts["lost"] == 0
+    assert "interrupted during this level" in (stand.folder / "out/report.html").read_text()
+
+
+def test_a_pipeline_that_is_killed_costs_exactly_the_messages_without_results(
+    stand: Stand, example: Path
+) -> None:
+    text = PLAN.format(id=stand.id).replace("rate = 200\nseconds = 3", "rate = 50\nseconds = 10")
+    text = text.replace("[[phases]]", "wait_seconds = 10\n\n[[phases]]", 1)
+    stand.plan.write_text(text[: text.rindex("[[phases]]")])
+    seen: list[Any] = []
+    with stand.scoring(example / "model") as process:
+
+        def kill() -> None:
+            # The warm-up has about 20 messages, so most of these are of the level.
+            while len(seen) < 80:
+                seen.extend(stand.output.take(20))
+            process.kill()
+
+        killing = threading.Thread(target=kill)
+        killing.start()
+        assert stand.run() == 0
+        killing.join()
+    result = json.loads((stand.folder / "out/result.json").read_text())
+    (level,) = result["levels"]
+    accounts = level["accounts"]
+    assert accounts["planned"] == accounts["scored"] + accounts["dead_lettered"] + accounts["lost"]
+    assert accounts["scored"] > 0 < accounts["lost"]
+    assert level["verdict"] == "not sustained"
+    assert any("lost" in reason for reason in level["reasons"])
+    # What a reader of its own finds in the topics agrees, message by message.
+    seen += stand.output.take(2_000)
+    seen += stand.dead.take(2_000)
+    there = {json.loads(one.data)["sequence"] for one in seen}
+    samples = pq.read_table(stand.folder / "out/samples.parquet")
+    lost = samples.filter(np.array(samples["fate"]) == Fate.LOST)["sequence"].to_pylist()
+    assert set(lost) == set(samples["sequence"].to_pylist()) - there
 
 
 def test_a_folder_with_files_is_refused_before_anything_is_sent(

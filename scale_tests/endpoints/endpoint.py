@@ -19,10 +19,10 @@ from scale_tests.load.plan import Plan
 from scale_tests.load.processes import Processes, sender_processes
 from scale_tests.load.rows import Instances, make_instances
 from scale_tests.measures.accounts import Results, Sent, settle
-from scale_tests.measures.level import Level
+from scale_tests.measures.level import Level, judge
 from scale_tests.measures.outcome import Outcome
 from scale_tests.measures.stamps import OF_REQUESTS, breakdown
-from scale_tests.phases import LEAD_SECONDS, Phases, Step
+from scale_tests.phases import LEAD_SECONDS, Phases, Step, cut_short
 
 
 @dataclass
@@ -36,6 +36,7 @@ class EndpointTest:
         instances: The rows.
         metrics: The URL of the server's metrics, or None.
         count: How many requests were due so far.
+        load: The requests of the last level.
     """
 
     plan: Plan
@@ -44,6 +45,7 @@ class EndpointTest:
     instances: Instances
     metrics: str | None
     count: int = field(default=0, init=False)
+    load: Load | None = field(default=None, init=False)
 
     def prepare(self) -> None:
         """Connect the sender processes, so that they send the first requests in time."""
@@ -54,7 +56,7 @@ class EndpointTest:
         first, wait = self.count, self.plan.result.wait_seconds
         counted = read_times(self.metrics)
         start = time.time() + LEAD_SECONDS
-        load = self._load(start + step.due, step.rows)
+        load = self.load = self._load(start + step.due, step.rows)
         self.count += len(step.due)
         done = send_all(self.sending, load)
         answered = np.flatnonzero(~np.isnan(done.arrived))
@@ -79,6 +81,15 @@ class EndpointTest:
             errors=dict(done.errors),
             refused_by_limit=done.over_limit,
         )
+
+    def interrupted(self, step: Step) -> Level:
+        """Return the level of a step that was interrupted: its answers are not known."""
+        due, faulty = np.zeros(0), np.zeros(0, bool)
+        if self.load is not None and len(self.load.due) == len(step.due):
+            due, faulty = self.load.due, self.load.faulty
+        none = Results(sequence=np.zeros(0, int), at=np.zeros(0), dead=np.zeros(0, bool))
+        sent = Sent(first=0, due=due, at=np.full(len(due), np.nan), faulty=faulty)
+        return cut_short(step, sent, none, self.plan.result.wait_seconds)
 
     def _load(self, due: Floats, rows: int = 1) -> Load:
         end = self.count + len(due)
@@ -155,9 +166,13 @@ def run_endpoint(plan: Plan, address: EndpointAddress, report: Callable[[str], N
         except KeyboardInterrupt:
             interrupted = True
             sending.stop()
+    levels = [*phases.levels]
+    if phases.running is not None:
+        level = test.interrupted(phases.running)
+        levels.append((level, judge(level, plan.objective, plan.sender)))
     return Outcome(
         test_id=uuid.uuid4().hex[:12],
-        levels=tuple(phases.levels),
+        levels=tuple(levels),
         knees=tuple(phases.knees),
         strays=0,
         interrupted=interrupted,

@@ -52,6 +52,7 @@ class Level:
         parts: Where the time goes.
         errors: How many requests to an endpoint got no prediction, by the kind of the failure.
         refused_by_limit: How many requests were not sent because `sender.in_flight` of them waited.
+        interrupted: Whether the test was interrupted during the level.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Level:
     parts: tuple[Part, ...] = ()
     errors: Mapping[str, int] = field(default_factory=dict)
     refused_by_limit: int = 0
+    interrupted: bool = False
 
     @property
     def rate(self) -> float:
@@ -92,7 +94,7 @@ class Level:
 
     def latencies(self) -> Latencies | None:
         """Return the latencies; None as long as a message has no final fate."""
-        if not self.ledger.complete or _early(self.ledger):
+        if self.interrupted or not self.ledger.complete or _early(self.ledger):
             return None
         found = Latencies()
         found.record(self.ledger.latencies)
@@ -130,6 +132,8 @@ def judge(level: Level, objective: Objective, sender: Sender) -> Judgement:
     A level whose load was not what the plan says is invalid, and is not judged. The others are
     judged only if every message has its final fate.
     """
+    if level.interrupted:
+        return Judgement(Verdict.INCOMPLETE, ("the test was interrupted during this level",))
     if invalid := tuple(_faults_of_the_load(level, sender)):
         alone = len(invalid) == 1 and _is_overloaded(level, objective, sender)
         return Judgement(Verdict.INVALID, invalid, alone)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -41,7 +42,7 @@ def write(outcome: Outcome, plan: Plan, folder: Path) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Create the folder for the result of a test.
+    """Create the folder for the result of a test, and check that files can be written there.
 
     Raises:
         OutputError: The folder cannot be created, or has files.
@@ -50,6 +51,8 @@ def prepare(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise OutputError(f"{folder} has files: name a new folder with --output")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 @contextmanager
@@ -90,6 +93,7 @@ def describe(level: Level, judgement: Judgement) -> dict[str, Any]:
         "name": level.name,
         "verdict": judgement.verdict,
         "reasons": judgement.reasons,
+        "interrupted": level.interrupted,
         "rate": _known(level.rate),
         "throughput": _known(level.throughput),
         "in_flight": _known(level.in_flight),

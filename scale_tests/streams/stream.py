@@ -19,7 +19,7 @@ from scale_tests.measures.accounts import Ledger, Sent, settle, strays
 from scale_tests.measures.level import Level, judge
 from scale_tests.measures.outcome import Outcome
 from scale_tests.measures.stamps import breakdown
-from scale_tests.phases import LEAD_SECONDS, Phases, Step
+from scale_tests.phases import LEAD_SECONDS, Phases, Step, cut_short
 from scale_tests.streams.collectors import Collectors, collecting
 from scale_tests.streams.sender import Load, publish_all
 
@@ -120,11 +120,15 @@ class StreamTest:
         levels = []
         for level, _ in phases.levels:
             ledger = settle(level.ledger.sent, results, now, self.plan.result.wait_seconds)
-            final = replace(level, ledger=ledger)
-            levels.append((final, judge(final, self.plan.objective, self.plan.sender)))
+            levels.append(replace(level, ledger=ledger))
+        step, last = phases.running, self.sent[-1:]
+        if step is not None and len(last[0].due) == len(step.due):
+            wait = self.plan.result.wait_seconds
+            levels.append(cut_short(step, last[0], results, wait))
+        plan = self.plan
         return Outcome(
             test_id=self.test_id,
-            levels=tuple(levels),
+            levels=tuple((one, judge(one, plan.objective, plan.sender)) for one in levels),
             knees=tuple(phases.knees),
             strays=strays(results, self.sent),
             interrupted=interrupted,
