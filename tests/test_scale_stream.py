@@ -285,7 +285,7 @@ def test_a_pipeline_that_is_killed_costs_exactly_the_messages_without_results(
     with stand.scoring(example / "model") as process:
 
         def kill() -> None:
-            # The warm-up has about 20 messages, so most of these are of the level.
+            # The warm-up has about 20 messages, so the level has most of the results.
             while len(seen) < 80:
                 seen.extend(stand.output.take(20))
             process.kill()

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ INPUT, OUTPUT, DEAD_LETTERS = (
     f"projects/{PROJECT}/topics/scale-demo-{kind}" for kind in ("input", "output", "dead-letters")
 )
 SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/scale-demo-input-sub"
+READY = f"projects/{PROJECT}/subscriptions/scale-demo-ready"
+READY_SECONDS = 120.0
 
 
 @contextmanager
@@ -43,9 +46,10 @@ def stream(servers: LocalCloud, model: Path) -> Iterator[None]:
     """Create the topics, and score messages in another process while the block runs."""
     for topic in (INPUT, OUTPUT, DEAD_LETTERS):
         servers.cloud.publisher().create_topic(name=topic)
-    servers.cloud.subscriber().create_subscription(
-        name=SUBSCRIPTION, topic=INPUT, ack_deadline_seconds=60
-    )
+    for name, topic in ((SUBSCRIPTION, INPUT), (READY, DEAD_LETTERS)):
+        servers.cloud.subscriber().create_subscription(
+            name=name, topic=topic, ack_deadline_seconds=60
+        )
     flags = {
         "input_subscription": SUBSCRIPTION,
         "model": model,
@@ -57,9 +61,21 @@ def stream(servers: LocalCloud, model: Path) -> Iterator[None]:
     command = [sys.executable, "-m", "pipelines.stream_local", *pairs]
     with subprocess.Popen(command, env=servers.environ(), stderr=subprocess.DEVNULL) as process:
         try:
+            _wait_for_answer(servers, process)
             yield
         finally:
             process.terminate()
+
+
+def _wait_for_answer(servers: LocalCloud, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the stream makes a message without a row a dead letter, or until it has ended."""
+    servers.cloud.publisher().publish(topic=INPUT, messages=[{"data": b"{}"}])
+    request = {"subscription": READY, "max_messages": 1, "return_immediately": True}
+    deadline = time.monotonic() + READY_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if servers.cloud.subscriber().pull(request=request).received_messages:
+            return
+        time.sleep(0.2)
 
 
 def main(argv: list[str] | None = None) -> int:
