@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tallies: dict[str, Tally] = {}
     with (
         tempfile.TemporaryDirectory(dir=args.workdir) as folder,
-        local_cloud(Path(folder), with_pubsub=True, with_labels=False) as on,
+        local_cloud(Path(folder), with_pubsub=True, pubsub_memory="3g", with_labels=False) as on,
     ):
         # Set these before the first fork, because the attempts find the servers through them.
         os.environ.update(on.environment)
