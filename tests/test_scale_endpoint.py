@@ -156,7 +156,7 @@ def test_each_failure_is_counted_by_its_kind(stand: Stand) -> None:
     assert accounts["lost"] == faults["reset"]
     assert accounts["error"] == sum(faults.values()) - faults["reset"]
     assert level["verdict"] == "not sustained"
-    assert f"{faults['reset']} messages were lost" in level["reasons"]
+    assert f"{faults['reset']} requests were lost" in level["reasons"]
 
 
 def test_answers_that_come_too_late_or_never_are_late_or_lost(stand: Stand) -> None:

@@ -111,7 +111,7 @@ def test_messages_without_a_result_are_slower_than_all_others() -> None:
     median, *_, last, _ = found.quantiles()
     assert median.ms == pytest.approx(sorted(np.linspace(100, 1_000, 980))[499], rel=PRECISION)
     assert (last.ms, last.high_ms) == (None, None)
-    assert last.reason == "20 of 1,000 messages have no result"
+    assert last.reason == "20 of 1,000 have no result"
 
 
 def test_a_negative_latency_is_refused_and_a_huge_one_is_kept_as_the_largest() -> None:

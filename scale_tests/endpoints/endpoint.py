@@ -6,7 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -80,6 +80,7 @@ class EndpointTest:
             parts=split_parts(breakdown(moments, OF_REQUESTS), counted, read_times(self.metrics)),
             errors=dict(done.errors),
             refused_by_limit=done.over_limit,
+            item="request",
         )
 
     def interrupted(self, step: Step) -> Level:
@@ -89,7 +90,7 @@ class EndpointTest:
             due, faulty = self.load.due, self.load.faulty
         none = Results(sequence=np.zeros(0, int), at=np.zeros(0), dead=np.zeros(0, bool))
         sent = Sent(first=0, due=due, at=np.full(len(due), np.nan), faulty=faulty)
-        return cut_short(step, sent, none, self.plan.result.wait_seconds)
+        return replace(cut_short(step, sent, none, self.plan.result.wait_seconds), item="request")
 
     def _load(self, due: Floats, rows: int = 1) -> Load:
         end = self.count + len(due)

@@ -112,14 +112,14 @@ def bottleneck(quiet: Level, busy: Level) -> Finding:
     most = max(waiting, key=waiting.__getitem__)
     share = waiting[most] / total
     evidence = tuple(
-        f"{part}: {before[part]:,.1f} messages in flight at {quiet.rate:,.4g}/s, "
+        f"{part}: {before[part]:,.1f} in flight at {quiet.rate:,.4g}/s, "
         f"{after[part]:,.1f} at {busy.rate:,.4g}/s"
         for part in after
     )
     return Finding(
         name=name,
         value=RESOURCES.get(most, most),
-        evidence=(f"{most} has {share:.0%} of the messages that wait", *evidence),
+        evidence=(f"{most} has {share:.0%} of those that wait", *evidence),
         confidence="medium" if share >= EXPLAINS else "low",
     )
 

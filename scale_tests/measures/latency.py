@@ -117,7 +117,7 @@ class Latencies:
             return Quantile(percentile, None, None, None, self.count, INSUFFICIENT)
         rank = math.ceil(self.count * percentile / 100)
         if rank > self.answered:
-            reason = f"{self.missing:,} of {self.count:,} messages have no result"
+            reason = f"{self.missing:,} of {self.count:,} have no result"
             return Quantile(percentile, None, self._at(low), None, self.count, reason)
         return Quantile(percentile, self._at(rank), self._at(low), self._at(high), self.count)
 

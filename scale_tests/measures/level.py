@@ -53,6 +53,7 @@ class Level:
         errors: How many requests to an endpoint got no prediction, by the kind of the failure.
         refused_by_limit: How many requests were not sent because `sender.in_flight` of them waited.
         interrupted: Whether the test was interrupted during the level.
+        item: What is sent: a `message` or a `request`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Level:
     errors: Mapping[str, int] = field(default_factory=dict)
     refused_by_limit: int = 0
     interrupted: bool = False
+    item: str = "message"
 
     @property
     def rate(self) -> float:
@@ -141,7 +143,7 @@ def judge(level: Level, objective: Objective, sender: Sender) -> Judgement:
     if latencies is None:
         pending = level.ledger.count(Fate.PENDING)
         return Judgement(
-            Verdict.INCOMPLETE, (f"{pending:,} messages had no result when the test ended",)
+            Verdict.INCOMPLETE, (f"{pending:,} {level.item}s had no result when the test ended",)
         )
     if failed := tuple(_failures(level, latencies, objective)):
         return Judgement(Verdict.FAILED, failed)
@@ -149,7 +151,7 @@ def judge(level: Level, objective: Objective, sender: Sender) -> Judgement:
     if found.ms is None:
         return Judgement(
             Verdict.INSUFFICIENT,
-            (f"{found.count:,} messages are too few for p{objective.percentile:g}",),
+            (f"{found.count:,} {level.item}s are too few for p{objective.percentile:g}",),
         )
     return Judgement(Verdict.SUSTAINED)
 
@@ -166,17 +168,17 @@ def _is_overloaded(level: Level, objective: Objective, sender: Sender) -> bool:
 def _faults_of_the_load(level: Level, sender: Sender) -> Iterator[str]:
     if unsent := level.ledger.count(Fate.UNSENT):
         limit = f", because {sender.in_flight:,} waited for answers" * bool(level.refused_by_limit)
-        yield f"{unsent:,} of {level.ledger.planned:,} messages were not sent{limit}"
+        yield f"{unsent:,} of {level.ledger.planned:,} {level.item}s were not sent{limit}"
     if (late := level.sent_late_ms()) > sender.late_ms:
         yield (
-            f"p{LATE_PERCENTILE:g} of the messages was sent {late:,.0f} ms late, "
+            f"p{LATE_PERCENTILE:g} of the {level.item}s was sent {late:,.0f} ms late, "
             f"expected at most {sender.late_ms:g} ms"
         )
     if level.cpu > sender.cpu:
         yield f"a sender used {level.cpu:.0%} of a core, expected at most {sender.cpu:.0%}"
     if early := _early(level.ledger):
         yield (
-            f"{early:,} results arrived before their messages were due: "
+            f"{early:,} results arrived before their {level.item}s were due: "
             "the clocks of sender and collector differ"
         )
 
@@ -187,7 +189,7 @@ def _early(ledger: Ledger) -> int:
 
 def _failures(level: Level, latencies: Latencies, objective: Objective) -> Iterator[str]:
     if lost := level.ledger.count(Fate.LOST):
-        yield f"{lost:,} messages were lost"
+        yield f"{lost:,} {level.item}s were lost"
     found = latencies.quantile(objective.percentile)
     if found.ms is not None and found.ms > objective.latency_ms:
         yield (
@@ -199,4 +201,4 @@ def _failures(level: Level, latencies: Latencies, objective: Objective) -> Itera
         yield f"{good:.2%} were answered rightly in time, expected {objective.goodput:.2%}"
     grown = level.growth
     if grown and grown.low > GROWTH * level.rate:
-        yield f"the backlog grew by {grown.per_second:,.1f} messages/s"
+        yield f"the backlog grew by {grown.per_second:,.1f} {level.item}s/s"

@@ -79,7 +79,7 @@ def cold_start(levels: Iterable[Level]) -> Finding | None:
             continue
         name, first = "cold start", float(level.ledger.latencies[0]) * 1e3
         if math.isnan(first):
-            return missing(name, f"{level.name}: the first message has no result")
+            return missing(name, f"{level.name}: the first {level.item} has no result")
         latencies = level.latencies()
         median = latencies.quantile(50.0).ms if latencies else None
         rest = () if median is None else (f"the median of the level is {median:,.0f} ms",)
@@ -87,7 +87,7 @@ def cold_start(levels: Iterable[Level]) -> Finding | None:
             name=name,
             value=round(first, 3),
             unit="ms",
-            evidence=(f"the first message after {level.idle_seconds:g} s without load", *rest),
+            evidence=(f"the first {level.item} after {level.idle_seconds:g} s without load", *rest),
             confidence="low",
         )
     return None

@@ -26,8 +26,13 @@ _LOG_MS: Spec = {
 }
 
 
-def timeline(samples: pa.Table) -> list[Spec]:
-    """Return three charts over the time of a test: rates, the backlog, and latencies."""
+def timeline(samples: pa.Table, item: str) -> list[Spec]:
+    """Return three charts over the time of a test: rates, the backlog, and latencies.
+
+    Args:
+        samples: The samples.
+        item: What was sent: a `message` or a `request`.
+    """
     due, arrived, times = _moments(samples)
     if not len(times):
         return []
@@ -36,8 +41,8 @@ def timeline(samples: pa.Table) -> list[Spec]:
     waiting = {"waiting": backlog(due, arrived, times[1:]).astype(np.float64)}
     middle = (times[:-1] + times[1:]) / 2 - start
     return [
-        over_time(middle, rates, "messages/s"),
-        over_time(middle, waiting, "messages waiting"),
+        over_time(middle, rates, f"{item}s/s"),
+        over_time(middle, waiting, f"{item}s waiting"),
         over_time(middle, _latency_over_time(due, arrived, times), "latency, ms"),
     ]
 
@@ -63,8 +68,13 @@ def over_time(seconds: Floats, lines: Mapping[str, Floats], title: str) -> Spec:
     }
 
 
-def heat_map(samples: pa.Table) -> Spec:
-    """Return how many messages had which latency at which time: a mean would hide two groups."""
+def heat_map(samples: pa.Table, item: str) -> Spec:
+    """Return how many messages had which latency at which time: a mean would hide two groups.
+
+    Args:
+        samples: The samples.
+        item: As for `timeline`.
+    """
     due, arrived, times = _moments(samples)
     latency = (arrived - due) * 1e3
     here = np.isfinite(latency) & (latency > 0)
@@ -80,7 +90,7 @@ def heat_map(samples: pa.Table) -> Spec:
             "until": round(float(times[i + 1] - start), 2),
             "ms": round(float(edges[j]), 3),
             "to": round(float(edges[j + 1]), 3),
-            "messages": int(counts[i, j]),
+            f"{item}s": int(counts[i, j]),
         }
         for i, j in zip(*np.nonzero(counts), strict=True)
     ]
@@ -95,7 +105,7 @@ def heat_map(samples: pa.Table) -> Spec:
             "y": {"field": "ms", "type": "quantitative", **_LOG_MS},
             "y2": {"field": "to"},
             "color": {
-                "field": "messages",
+                "field": f"{item}s",
                 "type": "quantitative",
                 "scale": {"type": "log", "scheme": "viridis"},
             },

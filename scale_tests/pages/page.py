@@ -28,9 +28,9 @@ _TONES: Mapping[str, Tone] = {
     Verdict.INSUFFICIENT: "odd",
 }
 _OVER_TIME = (
-    "Messages that were due, and results, per second.",
-    "Messages that were due and had no result yet.",
-    "The median and the 99th percentile of the latency, by the time at which messages were due.",
+    "The {item}s that were due, and the results, per second.",
+    "The {item}s that were due and had no result yet.",
+    "The median and the 99th percentile of the latency, by the time at which a {item} was due.",
 )
 _PERCENTILES = (50, 90, 95, 99, 99.9)
 
@@ -97,10 +97,10 @@ def page(result: Mapping[str, Any], samples: pa.Table, more: Iterable[Section] =
 def _sections(
     result: Mapping[str, Any], samples: pa.Table, more: Iterable[Section]
 ) -> Iterator[Section]:
-    levels = result["levels"]
+    levels, item = result["levels"], _item(result)
     yield Section("", [*_lead(result, samples)])
     if levels:
-        yield Section("Levels", [_accounts(levels), _figures(levels)])
+        yield Section("Levels", [_accounts(levels, item), _figures(levels, item)])
     if result["findings"]:
         yield Section("Findings", [findings_table(result["findings"])])
     if samples.num_rows:
@@ -109,21 +109,28 @@ def _sections(
     yield Section("How it was measured", [*_method(result)])
 
 
+def _item(result: Mapping[str, Any]) -> str:
+    """Return what a test sent."""
+    return "request" if result["plan"]["target"] == "endpoint" else "message"
+
+
 def _charts(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Section]:
     levels, objective = result["levels"], result["plan"]["objective"]
-    over_time = zip(charts.timeline(samples), _OVER_TIME, strict=True)
+    item = _item(result)
+    captions = [caption.format(item=item) for caption in _OVER_TIME]
+    over_time = zip(charts.timeline(samples, item), captions, strict=True)
     yield Section("Over time", [Chart(spec=spec, caption=caption) for spec, caption in over_time])
     drawn = [
         (
             "Latencies over time",
-            charts.heat_map(samples),
-            "How many messages that were due at a time had a latency. Two bands are two kinds of "
-            "messages; a slope is a backlog.",
+            charts.heat_map(samples, item),
+            f"How many {item}s that were due at a time had a latency. Two bands are two kinds of "
+            f"{item}s; a slope is a backlog.",
         ),
         (
             "Percentiles",
             charts.curves(dict(charts.by_level(samples))),
-            "The latency by percentile, for each level. A curve ends at messages without a result.",
+            f"The latency by percentile, for each level. A curve ends at {item}s without a result.",
         ),
         (
             "Throughput and latency",
@@ -134,7 +141,7 @@ def _charts(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Section]:
         (
             "Where the time goes",
             charts.breakdown(levels),
-            "The mean time of a message in each part, from the times in its row.",
+            f"The mean time of a {item} in each part.",
         ),
     ]
     for heading, spec, caption in drawn:
@@ -146,7 +153,7 @@ def _lead(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Text]:
     objective = result["plan"]["objective"]
     yield Text(
         f"Objective: p{objective['percentile']:g} at most {number(objective['latency_ms'])} ms, "
-        f"and {objective['goodput']:.2%} of the messages answered rightly in that time.",
+        f"and {objective['goodput']:.2%} of the {_item(result)}s answered rightly in that time.",
         "lead",
     )
     if result["interrupted"]:
@@ -158,10 +165,11 @@ def _lead(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Text]:
     named = ", ".join(
         f"{count:,} {fate.replace('_', ' ')}" for fate, count in found.items() if count
     )
-    yield Text(f"{total:,} messages: {named}." if total else "No message was measured.")
+    item = _item(result)
+    yield Text(f"{total:,} {item}s: {named}." if total else f"No {item} was measured.")
 
 
-def _accounts(levels: Sequence[Mapping[str, Any]]) -> Table:
+def _accounts(levels: Sequence[Mapping[str, Any]], item: str) -> Table:
     names = [*levels[0]["accounts"]]
     return Table(
         head=["level", "verdict", *(name.replace("_", " ") for name in names), "reasons"],
@@ -174,7 +182,7 @@ def _accounts(levels: Sequence[Mapping[str, Any]]) -> Table:
             ]
             for level in levels
         ],
-        caption="What became of every message. Duplicates are results that came once more.",
+        caption=f"What became of every {item}. Duplicates are results that came once more.",
     )
 
 
@@ -184,7 +192,7 @@ def _errors(level: Mapping[str, Any]) -> Iterator[str]:
         yield f"{count:,} requests failed: {kind}"
 
 
-def _figures(levels: Sequence[Mapping[str, Any]]) -> Table:
+def _figures(levels: Sequence[Mapping[str, Any]], item: str) -> Table:
     def quantile(level: Mapping[str, Any], percentile: float) -> str:
         for one in level["latencies"]:
             if one["percentile"] == percentile:
@@ -197,7 +205,7 @@ def _figures(levels: Sequence[Mapping[str, Any]]) -> Table:
 
     return Table(
         head=[
-            *("level", "messages/s", "results/s", *(f"p{p:g}" for p in _PERCENTILES), "max"),
+            *("level", f"{item}s/s", "results/s", *(f"p{p:g}" for p in _PERCENTILES), "max"),
             *("sent late", "sender CPU"),
         ],
         rows=[
@@ -208,7 +216,7 @@ def _figures(levels: Sequence[Mapping[str, Any]]) -> Table:
             ]
             for level in levels
         ],
-        caption="Latencies in milliseconds from the time at which a message was due, with bounds "
+        caption=f"Latencies in milliseconds from the time at which a {item} was due, with bounds "
         "that contain the true percentile with a probability of 95 %.",
     )
 
