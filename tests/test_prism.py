@@ -24,6 +24,7 @@ from prism_runner import PRISM, processes_of, processes_with
 from same_scores import assert_same_rows
 from serving_client import running
 from waiting import wait_until
+from worker_network import Network, worker_network
 
 from common.errors import DigestMismatch
 from examples.local_cloud import PROJECT, LocalCloud, free_port
@@ -299,8 +300,13 @@ class Machine:
         flags = {"runner": "PrismRunner", "prism_location": self.prism}
         return self.run("pipelines.batch_local", *words(self.values | flags | given))
 
-    def run(self, module: str, *argv: str, **given: Any) -> subprocess.Popen[str]:
-        """Start a module in the folder, with the Python of the tests first on the PATH."""
+    def run(
+        self, module: str, *argv: str, inside: Sequence[str] = (), **given: Any
+    ) -> subprocess.Popen[str]:
+        """Start a module in the folder, with the Python of the tests first on the PATH.
+
+        Words of `inside` come before the command.
+        """
         bin_folder = os.path.dirname(sys.executable)
         own = {"TMPDIR": str(self.temp), "PATH": f"{bin_folder}:{os.environ['PATH']}"}
         settings: dict[str, Any] = {
@@ -309,7 +315,7 @@ class Machine:
             "cwd": self.folder,
             "env": os.environ | own,
         }
-        command = [sys.executable, "-m", module, *argv]
+        command = [*inside, sys.executable, "-m", module, *argv]
         return subprocess.Popen(command, text=True, **settings | given)
 
     def wait_for_staged(self, process: subprocess.Popen[str]) -> None:
@@ -450,25 +456,28 @@ def test_the_workers_of_a_killed_command_do_no_harm_to_the_next_attempt(
 
 
 @contextmanager
-def worker_pool(machine: Machine, folder: Path, **given: Any) -> Iterator[str]:
-    """Run Beam's worker pool in a folder; yield its address."""
-    port = free_port()
+def worker_pool(
+    machine: Machine, folder: Path, network: Network | None = None, **given: Any
+) -> Iterator[str]:
+    """Run Beam's worker pool in a folder, in this or in another network; yield its address."""
+    host, port = network.own if network else "localhost", free_port()
     pool = machine.run(
         *("apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"),
+        inside=network.inside if network else (),
         cwd=folder,
         **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | given,
     )
     try:
-        wait_until(lambda: is_listening(port))
-        yield f"localhost:{port}"
+        wait_until(lambda: is_listening(host, port))
+        yield f"{host}:{port}"
     finally:
         pool.send_signal(signal.SIGINT)
         pool.wait()
 
 
-def is_listening(port: int) -> bool:
+def is_listening(host: str, port: int) -> bool:
     with closing(socket.socket()) as client:
-        return client.connect_ex(("localhost", port)) == 0
+        return client.connect_ex((host, port)) == 0
 
 
 def external(pool: str) -> dict[str, str]:
@@ -490,6 +499,24 @@ def test_relative_paths_mean_the_folder_of_the_command(
     assert str(machine.folder) not in out
     assert len(rows_of(machine.folder / "out/there")) == ROWS - 20
     assert list(elsewhere.iterdir()) == []
+
+
+def test_workers_in_another_network_have_the_same_result(
+    machine: Machine, run_command: RunCommand
+) -> None:
+    here = run_command(batch_local.COMMAND, machine.values | {"run_id": "here"})
+    assert here[0] == 0
+    port = free_port()
+    with (
+        worker_network() as network,
+        network.forwarding(port),
+        worker_pool(machine, machine.folder, network) as pool,
+    ):
+        process = machine.start(job_port=str(port), **external(pool))
+        _, err = process.communicate(timeout=300)
+        assert (process.returncode, err) == (0, "")
+    folder = Path(machine.values["output_files"])
+    assert_same_run(folder / "there", folder / "here")
 
 
 def python_of(machine: Machine, script: str) -> dict[str, str]:
