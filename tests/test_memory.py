@@ -324,7 +324,8 @@ def test_objects_that_were_frozen_before_an_import_stay_frozen() -> None:
     before = gc.get_freeze_count()
     with imported("common.memory"):
         pass
-    assert gc.get_freeze_count() >= before > 0
+    # Other threads may free some of them. Unfreezing leaves none.
+    assert gc.get_freeze_count() > before // 2 > 0
 
 
 def test_the_collector_works_after_an_import_that_failed() -> None:

@@ -147,7 +147,9 @@ def test_a_bad_message_of_any_kind_does_not_affect_others(run: Run) -> None:
     assert "balance       rows received = scored + dead letters" in scored.summary
     assert re.search(r"bundles +1  of 21.0 messages, at most 21\n", scored.summary)
     assert re.search(r"batches +1  of 16.0 rows, at most 16\n", scored.summary)
-    assert re.search(r"mean ms +decode \d+\.\d\d, model \d+\.\d\d\n", scored.summary)
+    assert re.search(
+        r"mean ms +decode \d+\.\d\d, model \d+\.\d\d, files \d+\.\d\d\n", scored.summary
+    )
 
 
 VALUES = st.sampled_from([1.0, -7.0, 0.0, None, 1e39, "x", True])
