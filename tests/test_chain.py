@@ -67,6 +67,7 @@ def double(number: int) -> int:
     return number * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 def test_a_chain_yields_what_its_dofns_yield_one_after_the_other(length: int) -> None:
     dofns = [Halve(), Each(double), Halve(), Each(str)][:length]

@@ -420,6 +420,7 @@ def counters(result: Any) -> dict[str, int]:
     return values | {d.key.metric.name: d.result.count for d in found["distributions"]}
 
 
+@pytest.mark.slow
 def test_through_beam_each_row_is_scored_or_dead_lettered_and_counted(
     make_manifest: Make, make_source: Make
 ) -> None:

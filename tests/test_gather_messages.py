@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import apache_beam as beam
+import pytest
 from apache_beam.io.gcp.pubsub import PubsubMessage
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_stream import TestStream as Script
@@ -82,6 +83,7 @@ def test_equal_messages_without_an_id_are_not_duplicates() -> None:
     run(source, DropDuplicates(60), equal_to([message, message]))
 
 
+@pytest.mark.slow
 def test_a_list_has_a_limit_in_bytes() -> None:
     sizes = [300_000] * 14 + [10_000] * 70 + [1] * 10 + [3_000_000, 1]
     large = [serialize(Message(b"x" * n, {}, f"m{i}", 1, "")) for i, n in enumerate(sizes)]

@@ -120,6 +120,7 @@ def stored(folder: Path, name: str, one: Outcome) -> str:
     return str(folder / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "code"), [(0.004, 1), (0.002, 0)])
 def test_the_command_writes_a_page_and_fails_if_a_figure_is_worse(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: float, code: int
@@ -148,6 +149,7 @@ def overloaded(rate: float, limit: float) -> Outcome:
     return replace(knee(rate, failed=True), levels=tuple(levels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("resource", "after", "confidence"), [("pipeline", 190, "high"), ("pipeline", 100, "low")]
 )
@@ -168,6 +170,7 @@ def test_a_second_test_with_more_of_a_resource_confirms_the_bottleneck(
     assert "with more of pipeline" in (tmp_path / "b" / "comparison.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_resource_confirms_nothing_without_two_limits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +184,7 @@ def test_a_bound_without_a_result_makes_no_difference() -> None:
     assert found(outcome(0.002, lost=45), outcome(0.002, lost=45))["1 constant, p99"] is Change.SAME
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_of_a_result_again(tmp_path: Path) -> None:
     folder = stored(tmp_path, "a", outcome(0.002))
     assert main(["report", folder]) == 0

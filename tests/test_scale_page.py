@@ -72,6 +72,7 @@ def written(folder: Path, **given: Any) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_the_page_has_the_accounts_and_the_figures_of_the_result(tmp_path: Path) -> None:
     result = written(tmp_path)
     text = write_report(tmp_path).read_text()
@@ -89,6 +90,7 @@ def test_the_page_has_the_accounts_and_the_figures_of_the_result(tmp_path: Path)
         assert f'href="{address}' not in text
 
 
+@pytest.mark.slow
 def test_the_page_of_an_interrupted_test_says_that_it_is_partial(tmp_path: Path) -> None:
     written(tmp_path, interrupted=True)
     assert "This page is partial" in write_report(tmp_path).read_text()
@@ -142,6 +144,7 @@ def test_a_folder_without_permission_is_refused_before_the_test(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_value_of_a_row_cannot_end_the_script_that_holds_it(tmp_path: Path) -> None:
     result, samples = (written(tmp_path), read_result(tmp_path)[1])
     names = ["</script><img src=x onerror=alert(1)>"] * samples.num_rows

@@ -44,6 +44,7 @@ def measure(step: Step) -> Level:
     return replace(made, name=step.name, rows=step.rows)
 
 
+@pytest.mark.slow
 def test_the_capacity_of_each_size_and_the_best_size_of_a_known_server_are_found() -> None:
     need_library("hdrh")
     need_library("scipy")

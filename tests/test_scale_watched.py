@@ -59,6 +59,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_the_page_has_the_gauges_of_the_time_of_the_test(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

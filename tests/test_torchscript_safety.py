@@ -260,6 +260,7 @@ def chained(functions: int, line: str) -> bytes:
     return ("class A(Module):\n" + "".join(code) + end).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("functions", "line"),
     [
