@@ -115,6 +115,7 @@ def write_page(title: str, sections: Iterable[Section], script: str | None = Non
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
 <title>{html.escape(title)}</title>
 <style>{(_HERE / "style.css").read_text()}</style>
 </head>

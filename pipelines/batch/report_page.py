@@ -221,7 +221,7 @@ def _run(report: Report) -> Table:
     )
 
 
-def _spec(data: Sequence[Mapping[str, Any]], height: Any, mark: str) -> dict[str, Any]:
+def _spec(data: Sequence[Mapping[str, Any]], height: int, mark: str) -> dict[str, Any]:
     return {
         "width": "container",
         "height": height,
@@ -237,7 +237,9 @@ def _bars(data: Sequence[Mapping[str, Any]]) -> Spec:
         "x": {"field": "rows", "type": "quantitative", "title": "rows"},
         "color": {"field": "stage", "type": "nominal", "title": "stage"},
     }
-    return _spec(data, {"step": 24}, "bar") | {"encoding": encoding}
+    # Vega warns about a width that fits if the height follows from a step.
+    height = 24 * max(len({row["reason"] for row in data}), 1)
+    return _spec(data, height, "bar") | {"encoding": encoding}
 
 
 def _histogram(data: Sequence[Mapping[str, Any]], scale: str) -> Spec:

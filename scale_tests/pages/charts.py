@@ -222,7 +222,8 @@ def breakdown(levels: Sequence[Mapping[str, Any]]) -> Spec:
     names = [*dict.fromkeys(row["part"] for row in rows)]
     return {
         "width": "container",
-        "height": {"step": 26},
+        # Vega warns about a width that fits if the height follows from a step.
+        "height": 26 * max(len({row["level"] for row in rows}), 1),
         "data": {"values": rows},
         "mark": {"type": "bar", "tooltip": {"content": "data"}},
         "encoding": {
