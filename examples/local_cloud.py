@@ -29,11 +29,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cloud.clients import Cloud
 from cloud.endpoints import VARIABLES, Endpoints
 from cloud.proxies import spare_loopback
 from common.command_line import CommandParser, parse_or_exit
+
+if TYPE_CHECKING:
+    from cloud.clients import Cloud
 
 INSTALLED = Path(__file__).parent.parent / ".emulators"
 INSTALL_COMMAND = "make emulators"
@@ -164,6 +167,8 @@ class LocalCloud:
     @property
     def cloud(self) -> Cloud:
         """A connection to the servers, for the transforms; it retries for 20 seconds."""
+        from cloud.clients import Cloud
+
         return Cloud(PROJECT, self.endpoints, retry_seconds=20.0)
 
     @property

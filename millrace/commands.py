@@ -47,7 +47,7 @@ COMMANDS = {
     "package": Entry(
         "turn a model file into a model package",
         ("model_handlers.package",),
-        "millrace.packaging:main",
+        "millrace.package_command:main",
     ),
     "inspect": Entry(
         "print what a model package takes, does and gives",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import pyarrow as pa
 
 from common.errors import UsageError
 from common.memory import MORE_MEMORY, check_memory
-from model_handlers import package as package_command
 from model_handlers.manifest import Manifest, OutputSpec, RawType
 from model_handlers.packaging.builder import Columns, Steps, Tensor, tensors
 from model_handlers.packaging.fit import FittedInputs, fit_inputs
@@ -221,21 +219,3 @@ def as_table(sample: Sample) -> pa.Table:
             "sample: expected paths, a table of Arrow, a data frame, columns by name or rows, got "
             f"{type(sample).__name__} ({type(error).__name__})"
         ) from error
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `millrace package`, which reads samples in all formats; return its exit code."""
-    return package_command.main(argv, open_sample)
-
-
-def open_sample(args: argparse.Namespace) -> pa.Table | None:
-    """Return the sample that the flags of the command name, or None."""
-    from cloud.clients import Cloud, default_project
-    from transforms.samples import read_query, read_sample
-
-    if args.sample_query is None:
-        return None if args.sample is None else read_sample(args.sample)
-    project = args.project or default_project()
-    if project is None:
-        raise UsageError("--sample_query needs --project, the project that pays for the query")
-    return read_query(Cloud(project), args.sample_query)

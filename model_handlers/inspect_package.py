@@ -31,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if the package was printed, 1 if it cannot be read, 2 for wrong arguments.
     """
-    from model_handlers.packaging.show import show
-    from model_handlers.read_package import read_package
-
     try:
         path = make_parser().parse_args(argv).package
+        # Imported only here, because --help must not wait for NumPy and Arrow.
+        from model_handlers.packaging.show import show
+        from model_handlers.read_package import read_package
+
         text = show(read_package(path), path)
         with output_may_close():
             print(text)

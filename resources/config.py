@@ -12,7 +12,6 @@ from typing import Any
 
 from cloud.regions import region_fault
 from common.errors import UsageError, suggest
-from model_handlers.trusted_code import check_module_names
 
 CONFIG_NAME = "millrace.toml"
 # The pipelines, with the end of the reference's names for their result tables.
@@ -137,6 +136,9 @@ class Config:
                     "(a-z, 0-9, _ and -), the key starting with a letter"
                 )
         self._check_tables()
+        # Imported only here, because --help must not wait for NumPy and Arrow.
+        from model_handlers.trusted_code import check_module_names
+
         check_module_names(self.trusted_modules)
         check_pipelines(self.pipelines, "pipelines")
 

@@ -37,7 +37,10 @@ LISTED = [
     ),
 ]
 # Help needs none of these modules, and importing one takes longer than everything else.
-HEAVY = {"torch", "apache_beam", "google.cloud.bigquery", "google.pubsub_v1", "uvicorn"}
+HEAVY = {
+    *("torch", "numpy", "pyarrow", "apache_beam", "uvicorn", "requests"),
+    *("google.api_core", "google.cloud.bigquery", "google.pubsub_v1"),
+}
 
 Done = subprocess.CompletedProcess[str]
 
