@@ -187,3 +187,7 @@ def test_modules_and_functions_are_short_enough_to_read(package: str) -> None:
                 described = sum(lines_of(inner) for inner in node.body if is_docstring(inner))
                 lines = lines_of(node) - described
                 assert lines <= LIMITS["function"], f"{path}: {node.name} has {lines} lines"
+
+
+def test_the_description_of_the_architecture_stays_short() -> None:
+    assert len((ROOT / "ARCHITECTURE.md").read_text().split()) <= 2_500
