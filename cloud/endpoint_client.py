@@ -16,10 +16,8 @@ import itertools
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 import aiohttp
@@ -32,6 +30,7 @@ from cloud.endpoint_responses import (
     proxy_text,
     raise_for,
 )
+from cloud.endpoint_stats import Stats
 from cloud.loop_thread import close, serve
 from cloud.proxies import find_proxy
 from cloud.retry_pacing import AdaptiveLimit, RetryBudget, backoff
@@ -50,27 +49,6 @@ SUSPECT = 4
 _LARGE_BODY = 1 << 20
 
 FLAGS = "--endpoint, --endpoint_project and --endpoint_location"
-
-
-@dataclass(kw_only=True)
-class Stats:
-    """What a client has done since its statistics were last taken.
-
-    Attributes:
-        throttled: Whole seconds during which requests waited because the server was overloaded.
-        most_in_flight: The maximum number of concurrent requests.
-        answers: The number of responses by status class, for example `2xx`, and the numbers of
-            `timeout`, `connection` and `bad_answer` failures.
-        seconds: The duration of each request that got a response, in seconds.
-    """
-
-    requests: int = 0
-    retries: int = 0
-    bytes_sent: int = 0
-    throttled: int = 0
-    most_in_flight: int = 0
-    answers: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
 
 
 class EndpointClient:

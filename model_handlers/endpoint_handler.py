@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.metrics import Metrics
 
-from cloud.endpoint_client import Stats
+from cloud.endpoint_stats import Stats
 from cloud.vertex import EndpointAddress
 from common.errors import UsageError
 from common.record_batch import BATCH_BYTES

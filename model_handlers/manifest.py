@@ -21,6 +21,7 @@ from common.errors import UsageError, suggest
 from model_handlers.manifest_checks import (
     check_chains,
     check_columns,
+    check_declared,
     check_fields,
     check_files,
     check_golden,
@@ -344,7 +345,10 @@ def _check(manifest: Manifest) -> None:
     for spec in manifest.inputs:
         if not spec.chains:
             check_columns(spec, manifest.statistics)
-    _check_steps(manifest)
+    check_chains(manifest.inputs, manifest.columns)
+    check_declared(manifest.inputs, manifest.columns, manifest.column_statistics)
+    used = [name for chain in manifest.chains for name in chain.files]
+    check_files(manifest.files, used, manifest.file_names[:2])
     known = list(manifest.results)
     for where, names in (
         ("score_output", filter(None, [manifest.score_output])),
@@ -392,17 +396,3 @@ def _check_version(manifest: Manifest) -> None:
             check_label(spec.name, where)
     for name in (*manifest.features, *manifest.columns):
         check_label(name, "columns")
-
-
-def _check_steps(manifest: Manifest) -> None:
-    """Raise ManifestError unless chains read what there is, and give what is needed."""
-    check_chains(manifest.inputs, manifest.columns)
-    read = {name for spec in manifest.inputs for name in spec.sources}
-    for column in manifest.columns:
-        if column not in read:
-            refuse_manifest("columns", "only columns that an input reads", column)
-    for column in manifest.column_statistics:
-        if column not in manifest.columns:
-            refuse_manifest("column_statistics", "only columns that are declared", column)
-    used = [name for chain in manifest.chains for name in chain.files]
-    check_files(manifest.files, used, manifest.file_names[:2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,25 @@ def check_label(text: str, where: str) -> None:
 def is_digest(text: str) -> bool:
     """Return whether a text is a hex sha256 in lower case."""
     return len(text) == 64 and not set(text) - set("0123456789abcdef")
+
+
+def check_declared(
+    inputs: Sequence[InputSpec], columns: Collection[str], statistics: Iterable[str]
+) -> None:
+    """Raise ManifestError unless each declared column is read, and statistics are of declared ones.
+
+    Args:
+        inputs: The inputs of the model.
+        columns: The declared columns.
+        statistics: The columns that have statistics.
+    """
+    read = {name for spec in inputs for name in spec.sources}
+    for column in columns:
+        if column not in read:
+            refuse_manifest("columns", "only columns that an input reads", column)
+    for column in statistics:
+        if column not in columns:
+            refuse_manifest("column_statistics", "only columns that are declared", column)
 
 
 def check_files(files: Mapping[str, str], used: Sequence[str], taken: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from docs_pages import PAGES, ROOT, in_code, marked, section, tables
 
 import millrace
 from benchmarks import cost
-from cloud.endpoint_client import Stats
+from cloud.endpoint_stats import Stats
 from common import errors
 from common.measures import EVERY
 from millrace.commands import COMMANDS
