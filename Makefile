@@ -224,6 +224,7 @@ bench-bigquery: $(STAMP) $(EMULATORS)/.installed  ## compare reading and writing
 
 bench-serving: $(STAMP)  ## compare the server with a plain FastAPI app, and with TorchServe if installed
 	$(BIN)/python -m benchmarks.serving.servers
+	$(BIN)/python -m benchmarks.serving.open_loop
 
 bench-endpoint: $(STAMP)  ## compare requests to an endpoint with Beam's handler and a plain load generator
 	$(BIN)/python -m benchmarks.serving.endpoint
