@@ -7,6 +7,7 @@ of a pipeline add these columns from top to bottom:
     source   struct     the columns of the source, unchanged
     payload  binary     the unchanged message (only if the source has messages)
     message  struct     its id, times and attributes (only in a stream)
+    times    timestamp  a column for each time that --row_timings adds (only in a stream)
     inputs   struct     one column per input tensor, validated
     outputs  struct     one column per output tensor
     error    struct     reason and message if the row failed, else null
@@ -17,6 +18,7 @@ because a struct only refers to its children.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -70,6 +72,11 @@ def source_batch(
     """
     arrays = {ROW_ID: row_ids, SOURCE: columns.to_struct_array()}
     return pa.record_batch(arrays if payload is None else arrays | {PAYLOAD: payload})
+
+
+def stamped(batch: pa.RecordBatch, name: str, time: datetime.datetime) -> pa.RecordBatch:
+    """Return a batch with one more column, which has the same time in each row."""
+    return batch.append_column(name, pa.repeat(pa.scalar(time, UTC_MICROSECONDS), batch.num_rows))
 
 
 def struct_columns(batch: pa.RecordBatch, name: str) -> dict[str, pa.Array]:

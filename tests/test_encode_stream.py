@@ -30,7 +30,7 @@ from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
 from transforms.provenance import Provenance
-from transforms.row_schemas import CARRIED
+from transforms.row_schemas import CARRIED, DECODED_AT
 
 Make = Callable[..., Any]
 RECEIVED = datetime.datetime(2026, 11, 20, 12, 0, 1, tzinfo=datetime.UTC)
@@ -188,6 +188,12 @@ def test_window_columns_are_only_written_if_windows_are_used(
 def test_names_that_are_always_written_cannot_be_chosen(manifest: Manifest, name: str) -> None:
     with pytest.raises(UsageError, match=f"'{name}' is always written, so leave it out"):
         choose_fields(manifest, (name,), stream=True)
+
+
+def test_the_names_of_timings_can_be_chosen_unless_they_are_written(manifest: Manifest) -> None:
+    assert choose_fields(manifest, (DECODED_AT,), stream=True).source == (DECODED_AT,)
+    with pytest.raises(UsageError, match="'decoded_at' is always written"):
+        choose_fields(manifest, (DECODED_AT,), stream=True, timings=(DECODED_AT,))
 
 
 # One schema in every batch

@@ -43,8 +43,9 @@ from pipelines.options.lists import join_list, split_list
 from pipelines.options.model import BATCH_ROWS, STREAM_BATCH_ROWS, EndpointOptions
 from pipelines.replay.command import COMMAND as REPLAY
 from pipelines.stream.config import stream_config
-from pipelines.stream.messages import stream_fields
+from pipelines.stream.messages import row_timings, stream_fields
 from pipelines.stream_local import COMMAND as STREAM
+from pipelines.stream_vertex import COMMAND as STREAM_VERTEX
 
 SUBSCRIPTION = "projects/p/subscriptions/s"
 
@@ -229,6 +230,34 @@ def test_a_stream_uses_the_given_number_of_rows_per_batch(
     handler = make_handler(config, manifest, fields, PipelineOptions([]), Endpoints())
     assert handler.batch_rows == wanted
     assert config.model.batch_bytes == handler.batch_bytes == BATCH_BYTES
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "names"),
+    [
+        (STREAM, (), ()),
+        (STREAM, ("--row_timings",), ("decoded_at", "predict_started_at")),
+        (
+            STREAM_VERTEX,
+            ("--endpoint", "7", "--row_timings"),
+            ("decoded_at", "requested_at"),
+        ),
+    ],
+)
+def test_the_times_of_steps_distinguish_a_model_in_the_worker_from_an_endpoint(
+    command: Command, more: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    flags = {"model": "m", "input_subscription": SUBSCRIPTION, "output_table": "p.d.t"}
+    argv = [text for name, value in flags.items() for text in (f"--{name}", value)]
+    assert row_timings(stream_config(command.name, flags_of(command, *argv, *more))) == names
+
+
+def test_rows_of_the_reference_have_no_times_of_steps() -> None:
+    flags = {"model": "m", "input_subscription": SUBSCRIPTION, "output_table": "p.d.t"}
+    argv = [text for name, value in flags.items() for text in (f"--{name}", value)]
+    argv += ["--output_schema", "reference", "--row_timings"]
+    with pytest.raises(UsageError, match="--row_timings has no effect with --output_schema"):
+        stream_config("stream_local", flags_of(STREAM, *argv))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from transforms.messages.message import Message, message_column
 from transforms.messages.publish import (
     ATTRIBUTE_BYTES,
     ATTRIBUTES,
+    ENCODED_AT,
     MESSAGE_BYTES,
     PUBLISHED,
     REQUEST_BYTES,
@@ -75,6 +76,17 @@ def test_a_row_is_a_json_object_with_its_id_and_run_as_attributes(rows: pa.Recor
         "model_digest": "0" * 64,
     }
     assert row_messages(rows.slice(0, 0)) == []
+
+
+def test_a_message_says_when_it_was_encoded_if_that_is_requested(rows: pa.RecordBatch) -> None:
+    before = datetime.datetime.now(datetime.UTC)
+    plain, timed = row_messages(rows), row_messages(rows, timed=True)
+    after = datetime.datetime.now(datetime.UTC)
+    for one, other in zip(plain, timed, strict=True):
+        attributes = dict(other.attributes)
+        encoded_at = datetime.datetime.fromisoformat(attributes.pop(ENCODED_AT))
+        assert before <= encoded_at <= after
+        assert (one.data, one.attributes) == (other.data, attributes)
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "😀"])

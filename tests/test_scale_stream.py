@@ -27,6 +27,7 @@ from scale_tests.load.plan import Rows
 from scale_tests.load.rows import make_bodies
 from scale_tests.measures.accounts import Fate
 from scale_tests.measures.latency import Latencies
+from scale_tests.measures.stamps import MOMENTS
 from scale_tests.streams import stream
 from scale_tests.streams.table_collector import TableCollector
 
@@ -83,7 +84,9 @@ class Stand:
         return scale_command.main(["stream", *words(flags)])
 
     @contextmanager
-    def scoring(self, model: Path, table: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    def scoring(
+        self, model: Path, table: str = "", *, timings: bool = False
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """Run the pipeline in a process of its own, with a topic or a table for its rows."""
         sink = {"output_table": table} if table else {"output_topic": self.output.topic}
         flags = {
@@ -91,6 +94,7 @@ class Stand:
             "model": model,
             "score_output": "normalized_MAE",
             "dead_letter_topic": self.dead.topic,
+            "row_timings": "true" if timings else None,
             **sink,
         }
         command = [sys.executable, "-m", "pipelines.stream_local", *words(flags)]
@@ -123,7 +127,7 @@ def test_every_message_of_a_stream_is_accounted_for(
     stand.output.publish([b'{"test_id": "other", "sequence": 0}', b"not JSON"])
     from hdrh.log import HistogramLogReader
 
-    with stand.scoring(example / "model"):
+    with stand.scoring(example / "model", timings=True):
         assert stand.run() == 0
     result = json.loads((stand.folder / "out" / "result.json").read_text())
     constant, burst = result["levels"]
@@ -133,13 +137,18 @@ def test_every_message_of_a_stream_is_accounted_for(
         assert accounts["planned"] == accounts["scored"] + accounts["dead_lettered"] > 0
         assert accounts["duplicates"] == accounts["lost"] == level["wrong_results"] == 0
         assert level["verdict"] == "sustained"
-        assert sum(part["mean_ms"] for part in level["parts"]) > 0
+        assert [part["name"] for part in level["parts"]] == [name for _, name in MOMENTS[1:]]
+        # Pub/Sub cuts its times to milliseconds.
+        assert all(part["clock_ms"] <= 1 for part in level["parts"])
     assert burst["accounts"]["dead_lettered"] > 0
     assert (result["strays"], result["interrupted"]) == (0, False)
     rows = pq.read_table(stand.folder / "out" / "samples.parquet")
     assert set(rows["fate"].to_pylist()) == {Fate.SCORED, Fate.DEAD_LETTERED}
     own = rows.filter(np.array(rows["level"]) == "3 burst")
     latencies = np.sort(own["arrived"].to_numpy() - own["due"].to_numpy()) * 1e3
+    scored = own.filter(np.array(own["fate"]) == Fate.SCORED)
+    mean_ms = np.mean(scored["arrived"].to_numpy() - scored["due"].to_numpy()) * 1e3
+    assert sum(part["mean_ms"] for part in burst["parts"]) == pytest.approx(mean_ms)
     assert burst["latencies"][0]["ms"] == pytest.approx(latencies[199], rel=1e-3)
     assert "p50" in capsys.readouterr().out
     log = HistogramLogReader(str(stand.folder / "out" / "level-01.hlog"), Latencies().histogram)
@@ -158,7 +167,7 @@ def test_results_are_read_from_the_table_of_a_stream(stand: Stand, example: Path
     def exists() -> bool:
         return any(one.table_id == f"rows_{stand.id}" for one in client.list_tables("streams"))
 
-    with stand.scoring(example / "model", table):
+    with stand.scoring(example / "model", table, timings=True):
         wait_until(exists)
         assert stand.run() == 0
     result = json.loads((stand.folder / "out" / "result.json").read_text())
@@ -166,7 +175,8 @@ def test_results_are_read_from_the_table_of_a_stream(stand: Stand, example: Path
         accounts = level["accounts"]
         assert accounts["planned"] == accounts["scored"] + accounts["dead_lettered"] > 0
         assert accounts["duplicates"] == accounts["lost"] == level["wrong_results"] == 0
-        assert {part["name"] for part in level["parts"]} >= {"queue", "pipeline", "delivery"}
+        names = [part["name"] for part in level["parts"]]
+        assert names[3:] == ["decode", "batch wait", "predict", "encode + sink + delivery"]
     # A row that is there twice is a duplicate, and a row of another test does not count.
     own = result["test_id"]
     reader = TableCollector(stand.on.cloud, full, own)
@@ -238,6 +248,10 @@ def test_an_interrupted_test_keeps_the_levels_that_it_measured(
         assert stand.run() == 130
     result = json.loads((stand.folder / "out" / "result.json").read_text())
     assert [level["name"] for level in result["levels"]] == ["2 constant"]
+    # Without --row_timings, the steps of the pipeline are one part.
+    assert [part["name"] for part in result["levels"][0]["parts"]] == [
+        *("sender", "publish", "queue", "pipeline", "encode + sink", "delivery")
+    ]
     assert result["interrupted"]
     assert "interrupted: the result is partial" in capsys.readouterr().out
     assert not stand.subscriptions()

@@ -42,7 +42,7 @@ from transforms.messages.beam_source import ReadMessages
 from transforms.messages.decode import MessageFormat
 from transforms.messages.message import Message, serialize
 from transforms.provenance import Provenance
-from transforms.row_schemas import CARRIED
+from transforms.row_schemas import CARRIED, DECODED_AT, PREDICT_STARTED_AT, REQUESTED_AT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -309,3 +309,18 @@ def test_windows_are_only_written_if_they_are_requested(run: Run, seconds: int |
     window = {name: row[name].timestamp() for name in ("window_start", "window_end") if name in row}
     start = 1_700_000_000 // 60 * 60
     assert window == ({"window_start": start, "window_end": start + 60} if seconds else {})
+
+
+@pytest.mark.parametrize("started", [PREDICT_STARTED_AT, REQUESTED_AT])
+def test_rows_have_the_times_of_the_steps_in_their_order(run: Run, started: str) -> None:
+    timings = (DECODED_AT, started)
+    scored = run(create([GOOD] * 3), change=lambda fields: replace(fields, timings=timings))
+    for row in scored.rows:
+        times = [row[name] for name in ("received_at", *timings, "scored_at")]
+        assert times == sorted(times)
+    assert len({row[DECODED_AT] for row in scored.rows}) == 1
+
+
+def test_rows_have_no_times_of_steps_unless_they_are_requested(run: Run) -> None:
+    scored = run(create([GOOD]))
+    assert {DECODED_AT, PREDICT_STARTED_AT, REQUESTED_AT}.isdisjoint(scored.rows[0])

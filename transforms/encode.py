@@ -66,6 +66,7 @@ class OutputFields:
         stream: Whether rows arrive as messages.
         window_seconds: The length in seconds of the windows in the columns WINDOW, or None to
             leave out these columns.
+        timings: The columns of the batch with times at which it passed a step of the stream.
     """
 
     score: str | None
@@ -75,6 +76,7 @@ class OutputFields:
     layout: OutputLayout = "default"
     stream: bool = False
     window_seconds: int | None = None
+    timings: tuple[str, ...] = ()
 
     @property
     def time_column(self) -> str:
@@ -100,7 +102,11 @@ class OutputFields:
 
 
 def choose_fields(
-    manifest: Manifest, names: Sequence[str] | None = None, *, stream: bool = False
+    manifest: Manifest,
+    names: Sequence[str] | None = None,
+    *,
+    stream: bool = False,
+    timings: tuple[str, ...] = (),
 ) -> OutputFields:
     """Return the output fields for the names that a user chose.
 
@@ -109,6 +115,7 @@ def choose_fields(
         names: Names of outputs and fields of the model; other names are source columns. None means
             the `output_fields` of the manifest, or all outputs and fields if the manifest has none.
         stream: Whether rows arrive as messages.
+        timings: As in OutputFields.
 
     Raises:
         UsageError: A name is one that output rows always use.
@@ -116,6 +123,7 @@ def choose_fields(
     score = manifest.score_output
     every = tuple(manifest.results)
     own = (_OWN if score is not None else _OWN - {SCORE}) | (_OF_STREAMS if stream else set())
+    own = own.union(timings)
     if names is None:
         chosen = manifest.output_fields or tuple(name for name in every if name != score)
         chosen = tuple(name for name in chosen if not name == score == SCORE)
@@ -125,7 +133,7 @@ def choose_fields(
                 "output rows already have other columns with these names: choose other "
                 f"{manifest.kinds} with --output_fields"
             )
-        return OutputFields(score=score, outputs=chosen, stream=stream)
+        return OutputFields(score=score, outputs=chosen, stream=stream, timings=timings)
     for name in names:
         if name in own:
             raise UsageError(
@@ -139,6 +147,7 @@ def choose_fields(
         source=tuple(name for name in distinct if name not in every),
         numbers=tuple(n for n in distinct if _is_number(n, manifest) and n not in every),
         stream=stream,
+        timings=timings,
     )
 
 
@@ -234,7 +243,7 @@ def encode(
     columns[fields.time_column] = time
     if fields.window_seconds is None:
         message = {name: column for name, column in message.items() if name not in WINDOW}
-    columns |= message
+    columns |= message | {name: batch.column(name) for name in fields.timings}
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
@@ -286,7 +295,8 @@ def output_schema(
     passed = [source.field(name) for name in fields.source]
     outputs = list(manifest.results.items())
     columns = [(ROW_ID, pa.string()), (SOURCE, pa.struct(passed)), (OUTPUTS, pa.struct(outputs))]
-    empty = pa.schema([*columns, (MESSAGE, MESSAGE_TYPE)]).empty_table()
+    times = [(name, UTC_MICROSECONDS) for name in fields.timings]
+    empty = pa.schema([*columns, (MESSAGE, MESSAGE_TYPE), *times]).empty_table()
     batch = pa.RecordBatch.from_arrays(
         [column.combine_chunks() for column in empty.columns], schema=empty.schema
     )

@@ -209,11 +209,13 @@ class PredictBetween(Predict):
     Attributes:
         before: DoFns that make source batches, of at most the handler's batch_rows. Their output
             `failures` is part of the dead letters before the model.
+        ready: DoFns that take validated batches, right before the model does.
         after: DoFns that take batches with `outputs`.
         on_failures: A function to call with each batch of dead letters, or None.
     """
 
     before: Sequence[beam.DoFn] = ()
+    ready: Sequence[beam.DoFn] = ()
     after: Sequence[beam.DoFn] = ()
     on_failures: Callable[[pa.RecordBatch], None] | None = None
 
@@ -226,6 +228,7 @@ class PredictBetween(Predict):
         prepare = Chain(
             *self.before,
             ValidateDoFn(steps, provenance),
+            *self.ready,
             Each(_alone),
             on_failures=self.on_failures,
         )

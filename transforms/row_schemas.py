@@ -22,6 +22,9 @@ CARRIED = (
 WINDOW = ("window_start", "window_end")
 SCORE = "score"
 LINEAGE = ("model_name", "model_version", "model_digest", "run_id", "scored_at")
+# The times that a stream with --row_timings adds: when the message was decoded, and when the rows
+# went to the model of the worker, or to an endpoint.
+DECODED_AT, PREDICT_STARTED_AT, REQUESTED_AT = "decoded_at", "predict_started_at", "requested_at"
 
 REFERENCE_SCHEMA = pa.schema(
     [
@@ -47,7 +50,7 @@ def default_schema(manifest: Manifest, *, stream: bool = False) -> pa.Schema:
     Args:
         manifest: The manifest of the model.
         stream: Whether rows arrive as messages. A stream with `--window_seconds` also writes
-            WINDOW.
+            WINDOW, and one with `--row_timings` further times.
     """
     score, kinds = manifest.score_output, manifest.results
     chosen = manifest.output_fields or tuple(name for name in kinds if name != score)

@@ -40,6 +40,7 @@ REFERENCE: dict[int, Record] = {
 METHOD = {
     "latency_ms": "from the time at which a message was due until the sender's machine receives "
     "its result from the output topic; null if there are too few messages for a percentile",
+    "mean_ms": "mean time in each part of the latency; the stream writes --row_timings",
     "verdict": "whether the rate was sustained, with a p99 of at most a second",
     "local_runner": LIMITS,
 }
@@ -78,6 +79,7 @@ def figures(level: Level, judgement: Judgement) -> Record:
         },
         "sent_late_ms": round(level.sent_late_ms(), 1),
         "results_per_second": round(level.throughput, 1),
+        "mean_ms": {part.name: round(part.mean_ms, 2) for part in level.parts},
         "verdict": str(judgement.verdict),
     }
 
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with (
                 endpoint_of(pipeline, model, args.workdir) as url,
                 local_servers() as on,
-                streaming(on, model, bodies, endpoint=url) as running,
+                streaming(on, model, bodies, endpoint=url, timings=True) as running,
             ):
                 running.subscriber.stop()
                 (found,) = run_levels(on, [Constant(rate=rate, seconds=dict(RATES)[rate])])

@@ -213,6 +213,8 @@ def streaming(
     bodies: Sequence[bytes],
     checkout: Path | None = None,
     endpoint: str = "",
+    *,
+    timings: bool = False,
 ) -> Iterator[Running]:
     """Start stream_local or stream_vertex, warm it up, and stop it when the block ends.
 
@@ -222,6 +224,7 @@ def streaming(
         bodies: As for `numbered`.
         checkout: The checkout of this repository whose pipeline runs; None for this one.
         endpoint: The URL of an endpoint with the model, for stream_vertex.
+        timings: Whether rows have the times of the steps of the pipeline.
 
     Raises:
         ContestantError: The pipeline failed or wrote a dead letter.
@@ -237,6 +240,8 @@ def streaming(
     }
     if endpoint:
         flags["endpoint_url"] = endpoint
+    if timings:
+        flags["row_timings"] = "true"
     pairs = [text for flag, value in flags.items() for text in (f"--{flag}", value)]
     command = [sys.executable, "-m", f"pipelines.{name}", *pairs]
     subscriber = Subscriber(on)

@@ -56,6 +56,7 @@ def stream(servers: LocalCloud, model: Path) -> Iterator[None]:
         "score_output": "normalized_MAE",
         "output_topic": OUTPUT,
         "dead_letter_topic": DEAD_LETTERS,
+        "row_timings": "true",
     }
     pairs = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "pipelines.stream_local", *pairs]

@@ -53,7 +53,9 @@ _IDLE_BESIDE = {
     **dict.fromkeys(
         ("device", "precision", "compile"), (("endpoint", "endpoint_url"), "which runs the model")
     ),
-    "output_fields": (("output_schema",), "which sets the fields itself"),
+    **dict.fromkeys(
+        ("output_fields", "row_timings"), (("output_schema",), "which sets the fields itself")
+    ),
 }
 # Groups of flags of which a command takes at most one.
 _ONE_OF = (

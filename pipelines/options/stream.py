@@ -153,6 +153,14 @@ class StreamSinkOptions:
         form=AT_LEAST_1,
     )
     output_schema: OutputSchema = output_schema_flag()
+    row_timings: bool = flag(
+        "add to each row the times at which its message was decoded and its prediction started, "
+        "and to each message of --output_topic the time at which it was encoded; a scale test then "
+        "shows where the time goes in the pipeline",
+        False,
+        label="Row timings",
+        param_type="BOOLEAN",
+    )
     cluster_by: tuple[str, ...] | None = cluster_by_flag()
 
 

@@ -13,7 +13,7 @@ from apache_beam.ml.inference.base import ModelHandler
 
 from cloud.clients import Cloud
 from common.errors import OutputError
-from common.record_batch import typed
+from common.record_batch import stamped, typed
 from model_handlers.manifest import Manifest
 from pipelines.stream.progress import (
     CountReceived,
@@ -34,7 +34,7 @@ from transforms.messages.decode import MESSAGE_BYTES, DecodeDoFn, MessageFormat
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.publish import PublishBatches
 from transforms.predict import PredictBetween
-from transforms.provenance import Provenance
+from transforms.provenance import Provenance, utc_now
 
 # How long messages wait behind the step that drops duplicates: about as long as an append takes.
 WAIT_MS = 100
@@ -125,7 +125,9 @@ class ScoreStream(beam.PTransform):
             self.batch_rows,
             self.batch_bytes,
             CountReceived(self.names),
+            timed=bool(self.fields.timings),
         )
+        started = self.fields.timings[1:]
         encode = EncodeRows(
             self.fields, self.provenance, self.schema, ordering_keys=self.sinks.ordering_keys
         )
@@ -138,6 +140,7 @@ class ScoreStream(beam.PTransform):
             self.provenance,
             self.fields.needed,
             before=[decode],
+            ready=[Each(functools.partial(stamped_now, name=name)) for name in started],
             after=after,
             on_failures=count_dead_letters,
         )
@@ -165,7 +168,8 @@ class ScoreStream(beam.PTransform):
         """
         to, refused = self.sinks, []
         if to.topic is not None:
-            publish = PublishBatches(self.cloud, to.topic, "rows", self.provenance)
+            timed = bool(self.fields.timings)
+            publish = PublishBatches(self.cloud, to.topic, "rows", self.provenance, timed)
             refused.append((keyed | "PublishRows" >> publish).failures)
         if to.table is not None:
             append = AppendToTable(
@@ -195,6 +199,11 @@ class ScoreStream(beam.PTransform):
         """Return the sink that writes to a folder."""
         files = StreamFiles(folder=folder, seconds=seconds, output_format=output_format)
         return WriteSpans(files) if self.in_stage else WriteGroups(files)
+
+
+def stamped_now(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
+    """Return a batch with the present time in a new column."""
+    return stamped(batch, name, utc_now())
 
 
 def raise_refused(failures: pa.RecordBatch) -> None:

@@ -11,18 +11,22 @@ from model_handlers.thresholds import check_used
 from pipelines.batch.sources import read_text
 from pipelines.config import ModelConfig
 from pipelines.field_names import check_known, named_by_user
-from pipelines.stream.config import MessageConfig
+from pipelines.options import EndpointOptions
+from pipelines.stream.config import MessageConfig, StreamConfig
 from transforms.encode import OutputFields, choose_fields, reference_fields
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.avro import field_names
 from transforms.messages.avro_revisions import AvroRevisions, parse_revisions
 from transforms.messages.decode import MessageFormat
-from transforms.row_schemas import CARRIED
+from transforms.row_schemas import CARRIED, DECODED_AT, PREDICT_STARTED_AT, REQUESTED_AT
 from transforms.source_columns import VECTOR_COLUMN
 
 
 def stream_fields(
-    model: ModelConfig, window_seconds: int | None, manifest: Manifest
+    model: ModelConfig,
+    window_seconds: int | None,
+    manifest: Manifest,
+    timings: tuple[str, ...] = (),
 ) -> OutputFields:
     """Return the fields that are written of each row.
 
@@ -30,15 +34,24 @@ def stream_fields(
         model: The flags of the model, which choose the fields.
         window_seconds: The length of the windows written with each row; None for no windows.
         manifest: The manifest of the model.
+        timings: The times that are written with each row, as in OutputFields.
 
     Raises:
         UsageError: The model has no such field, or the field cannot be chosen.
     """
     if model.output_schema == "reference":
         return replace(reference_fields(manifest), stream=True, window_seconds=window_seconds)
-    fields = choose_fields(manifest, model.output_fields, stream=True)
+    fields = choose_fields(manifest, model.output_fields, stream=True, timings=timings)
     check_used(manifest, model.thresholds, fields.needed)
     return replace(fields, window_seconds=window_seconds)
+
+
+def row_timings(config: StreamConfig) -> tuple[str, ...]:
+    """Return the columns that --row_timings adds, in the order of their times."""
+    if not config.sinks.row_timings:
+        return ()
+    at_endpoint = isinstance(config.predictor, EndpointOptions)
+    return DECODED_AT, REQUESTED_AT if at_endpoint else PREDICT_STARTED_AT
 
 
 def message_format(

@@ -52,7 +52,7 @@ from pipelines.options.flag import Parsed
 from pipelines.stream.config import StreamConfig, Subscription, stream_config
 from pipelines.stream.graph import ScoreStream
 from pipelines.stream.in_process import Reading
-from pipelines.stream.messages import message_format, stream_fields
+from pipelines.stream.messages import message_format, row_timings, stream_fields
 from pipelines.stream.promises import check_dataflow, check_own_source, drain_advice
 from pipelines.stream.pulled import expected_names, pulled_graph, pulled_source, run_pulled
 from pipelines.stream.sinks import look_at_tables, open_sinks, prepare_sinks
@@ -97,7 +97,8 @@ def run_stream(name: str, parsed: Parsed) -> None:
     cloud = stream_cloud(config, options, reach(parsed, options))
     model = read_model(config.model)
     manifest = scoring_manifest(config.model, model)
-    fields = stream_fields(config.model, config.messages.window_seconds, manifest)
+    window_seconds = config.messages.window_seconds
+    fields = stream_fields(config.model, window_seconds, manifest, row_timings(config))
     handler: BatchHandler[Any] = make_handler(config, model, fields, options, cloud.endpoints)
     if isinstance(handler, VertexEndpointHandler) and manifest.has_steps:
         say(f"the {handler.prepare_at} prepares the rows of endpoint {handler.address.label}")

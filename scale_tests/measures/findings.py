@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from scale_tests.measures.knee import Knee
 from scale_tests.measures.latency import INSUFFICIENT
 from scale_tests.measures.level import Level
+from scale_tests.measures.stamps import PIPELINE, Part, names_in
 
 Confidence = Literal["high", "medium", "low", "insufficient data"]
 # The name of the finding that a search gives.
@@ -16,19 +18,25 @@ RATE = "largest sustained rate"
 EXPLAINS = 0.5
 # Less waiting than this share of all messages in flight is noise.
 NOISE = 0.1
-# The resource that a part waits for. A message that waits in the queue waits for the pipeline.
+# The resource that a part waits for.
 RESOURCES = {
     "publish": "source",
-    "queue": "pipeline",
-    "decode": "pipeline",
-    "batch wait": "pipeline",
-    "encode": "pipeline",
-    "predict": "pipeline",
-    "pipeline": "pipeline",
+    "queue": PIPELINE,
+    "decode": PIPELINE,
+    "batch wait": PIPELINE,
+    "predict": PIPELINE,
+    PIPELINE: PIPELINE,
     "endpoint": "endpoint",
+    "encode": PIPELINE,
     "sink": "sink",
     "delivery": "sink",
 }
+# Where a message waits until the pipeline has worked on those before it.
+WAITS = ("queue", "batch wait")
+# What the pipeline does with a message. Meanwhile, others wait.
+WORK = {"decode", "predict", PIPELINE, "endpoint", "encode", "sink"}
+# What a finding says if the pipeline is one part.
+ONE_PART = "a stream with --row_timings shows what the pipeline spends its time on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,8 @@ def bottleneck(quiet: Level, busy: Level) -> Finding:
 
     By Little's law, the messages in a part are its throughput times its mean time. In a part that
     is not the bottleneck, they grow as the rate does. The part in which they grow most beyond that
-    is where messages wait.
+    is where messages wait. What they wait for in the queue is what the pipeline spends most of its
+    time on.
 
     Args:
         quiet: A level at a rate that the system sustains easily.
@@ -116,12 +125,28 @@ def bottleneck(quiet: Level, busy: Level) -> Finding:
         f"{after[part]:,.1f} at {busy.rate:,.4g}/s"
         for part in after
     )
+    resource, why = _resource(most, busy.parts)
     return Finding(
         name=name,
-        value=RESOURCES.get(most, most),
-        evidence=(f"{most} has {share:.0%} of those that wait", *evidence),
+        value=resource,
+        evidence=(f"{most} has {share:.0%} of those that wait", *why, *evidence),
         confidence="medium" if share >= EXPLAINS else "low",
     )
+
+
+def _resource(most: str, parts: Sequence[Part]) -> tuple[str, tuple[str, ...]]:
+    """Return the resource that the messages in a part wait for, and the reasons."""
+    known = [RESOURCES.get(name, name) for name in names_in(most)]
+    resource = " or ".join(dict.fromkeys(known))
+    if resource != PIPELINE or not set(WAITS).intersection(names_in(most)):
+        return resource, ()
+    work = {part.name: part.mean_ms for part in parts if WORK.issuperset(names_in(part.name))}
+    whole = sum(work.values())
+    longest, ms = max(work.items(), key=lambda one: one[1], default=("", 0.0))
+    if ms <= 0 or ms < EXPLAINS * whole:
+        return resource, ()
+    why = (f"{longest} takes {ms / whole:.0%} of the time that the pipeline needs for a message",)
+    return RESOURCES.get(longest, resource), (*why, ONE_PART) if longest == PIPELINE else why
 
 
 def _skewed(clock_ms: float) -> bool:

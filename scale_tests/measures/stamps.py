@@ -1,28 +1,44 @@
-"""Where the time of a message goes, from the times in its row.
+"""Where the time of a message goes, from the times in its row and in the message with its result.
 
 The parts follow each other, so they add up to the latency.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-# The moments of a message in their order, and the part that ends at each of them.
-MOMENTS = (
+Order = Sequence[tuple[str, str]]
+# The moments of a message in their order, and the part that ends at each of them. Its row has those
+# from `event_time` to `scored_at`; the message with the result was made at `encoded_at`, and taken
+# by Pub/Sub at `published_at`.
+MOMENTS: Order = (
     ("due", ""),
     ("sent", "sender"),
     ("event_time", "publish"),
     ("received_at", "queue"),
-    ("scored_at", "pipeline"),
+    ("decoded_at", "decode"),
+    ("predict_started_at", "batch wait"),
+    ("scored_at", "predict"),
+    ("encoded_at", "encode"),
+    ("published_at", "sink"),
     ("arrived", "delivery"),
 )
+# Those of a message whose row is predicted by an endpoint.
+_AT_ENDPOINT = {
+    "predict_started_at": ("requested_at", "batch wait"),
+    "scored_at": ("scored_at", "endpoint"),
+}
+AT_ENDPOINT: Order = tuple(_AT_ENDPOINT.get(name, (name, part)) for name, part in MOMENTS)
 # Those of a request to an endpoint.
-OF_REQUESTS = (("due", ""), ("sent", "sender"), ("arrived", "endpoint"))
+OF_REQUESTS: Order = (("due", ""), ("sent", "sender"), ("arrived", "endpoint"))
+# What a stream without --row_timings does not distinguish.
+PIPELINE = "pipeline"
+_IN_PIPELINE = ("decode", "batch wait", "predict")
 
 
 @dataclass(frozen=True)
@@ -30,8 +46,8 @@ class Part:
     """A part of the latency.
 
     Attributes:
-        name: The name of the part, or of several, such as `queue + pipeline`, if the moment
-            between them is not known.
+        name: The name of the part, or of several, such as `encode + sink`, if the moment between
+            them is not known.
         mean_ms: Its mean in milliseconds.
         p99_ms: Its 99th percentile; None if only the mean is known.
         count: The number of messages.
@@ -45,19 +61,24 @@ class Part:
     clock_ms: float = 0.0
 
 
-def breakdown(
-    moments: Mapping[str, Floats], order: Sequence[tuple[str, str]] = MOMENTS
-) -> tuple[Part, ...]:
+def order_of(moments: Iterable[str]) -> Order:
+    """Return the order of the moments of messages, by what is known of their predictions."""
+    return AT_ENDPOINT if "requested_at" in moments else MOMENTS
+
+
+def breakdown(moments: Mapping[str, Floats], order: Order | None = None) -> tuple[Part, ...]:
     """Return the parts of the latency, in the order in which a message goes through them.
 
     Args:
         moments: [n] seconds since 1970 of each message, by its name. A moment may be
             absent. Messages for which one is NaN do not count.
-        order: The names of the moments, and of the parts that end at them.
+        order: The names of the moments, and of the parts that end at them; None for those of
+            messages.
 
     Raises:
         ValueError: A name is unknown.
     """
+    order = order or order_of(moments)
     if unknown := set(moments) - {name for name, _ in order}:
         raise ValueError(
             f"expected {', '.join(name for name, _ in order)}, got {', '.join(sorted(unknown))}"
@@ -74,7 +95,7 @@ def breakdown(
             continue
         now = moments[moment][whole]
         if before is not None:
-            parts.append(_part(" + ".join(names), now - before))
+            parts.append(_part(_together(names), now - before))
         before, names = now, []
     return tuple(parts)
 
@@ -82,12 +103,12 @@ def breakdown(
 def refine(
     parts: Sequence[Part], name: str, finer: Mapping[str, float], rest: str = "other"
 ) -> tuple[Part, ...]:
-    """Return the parts with one of them split by the means that the pipeline's counters give.
+    """Return the parts with one of them split by the means that a server's counters give.
 
     Args:
         parts: The parts.
-        name: The part to split, such as `pipeline`.
-        finer: Mean milliseconds by the name of the finer part, such as `decode` or `predict`.
+        name: The part to split, such as `endpoint`.
+        finer: Mean milliseconds by the name of the finer part, such as `predict`.
         rest: The name of what the finer parts leave over.
     """
     found: list[Part] = []
@@ -99,6 +120,15 @@ def refine(
         left = part.mean_ms - sum(finer.values())
         found.append(Part(rest, left, None, part.count, max(part.clock_ms, -left)))
     return tuple(found)
+
+
+def names_in(part: str) -> list[str]:
+    """Return the names of the parts that a name stands for."""
+    return part.split(" + ")
+
+
+def _together(names: Sequence[str]) -> str:
+    return " + ".join(names).replace(" + ".join(_IN_PIPELINE), PIPELINE)
 
 
 def _part(name: str, seconds: Floats) -> Part:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from scale_tests.measures.accounts import Fate
 from scale_tests.measures.backlog import backlog
+from scale_tests.measures.stamps import PIPELINE
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
@@ -233,6 +234,13 @@ def breakdown(levels: Sequence[Mapping[str, Any]]) -> Spec:
             "order": {"field": "order"},
         },
     }
+
+
+def of_parts(levels: Sequence[Mapping[str, Any]], item: str) -> str:
+    """Return what the chart of `breakdown` shows, and how it shows more."""
+    names = {part["name"] for level in levels for part in level["parts"]}
+    more = " A stream with --row_timings splits the pipeline into its steps."
+    return f"The mean time of a {item} in each part." + more * (PIPELINE in names)
 
 
 def by_level(samples: pa.Table) -> Iterator[tuple[str, pa.Table]]:

@@ -141,7 +141,7 @@ def _charts(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Section]:
         (
             "Where the time goes",
             charts.breakdown(levels),
-            f"The mean time of a {item} in each part.",
+            charts.of_parts(levels, item),
         ),
     ]
     for heading, spec, caption in drawn:

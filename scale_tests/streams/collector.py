@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import orjson
 from google.api_core import exceptions
+from google.pubsub_v1.types import PullResponse
 from numpy.typing import NDArray
 
 from cloud.clients import Cloud
 
 PULL_SECONDS = 2.0
-STAMPS = ("event_time", "received_at", "scored_at")
+# The times in a row. Those of --row_timings may be missing.
+OF_ROWS = (
+    "event_time",
+    "received_at",
+    "decoded_at",
+    "predict_started_at",
+    "requested_at",
+    "scored_at",
+)
+# The times of a result: also those of its message, if it is one.
+STAMPS = (*OF_ROWS, "encoded_at", "published_at")
+UNKNOWN = (np.nan,) * len(STAMPS)
 
 
 class Collector(threading.Thread):
@@ -29,8 +43,8 @@ class Collector(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self._over = threading.Event()
-        # The columns of `found`.
-        self._found: list[tuple[float, float, float, float, float]] = []
+        # The rows of `found`.
+        self._found: list[tuple[float, ...]] = []
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -51,8 +65,8 @@ class Collector(threading.Thread):
         return len(self._found)
 
     def found(self) -> NDArray[np.float64]:
-        """Return [m, 5]: sequence number, time of arrival, and STAMPS; NaN for unknown times."""
-        return np.array(self._found[:], np.float64).reshape(-1, 5)
+        """Return [m, 10]: sequence number, time of arrival, and STAMPS; NaN for unknown times."""
+        return np.array(self._found[:], np.float64).reshape(-1, 2 + len(STAMPS))
 
     def stop(self) -> None:
         """Stop after the current request."""
@@ -79,35 +93,48 @@ class MessageCollector(Collector):
         """Pull, record and acknowledge messages."""
         # The emulator and Pub/Sub may end a pull without a message.
         with suppress(exceptions.DeadlineExceeded, exceptions.Cancelled):
-            pulled = self._client.pull(
+            answer = self._client.pull(
                 subscription=self._subscription,
                 max_messages=1_000,
                 timeout=PULL_SECONDS,
                 retry=None,
-            ).received_messages
+            )
+            # The bare protobuf messages: proto-plus would wrap each of them.
+            pulled = PullResponse.pb(answer).received_messages
             if not pulled:
                 return
             now = time.time()
             for one in pulled:
-                self._record(one.message.data, now)
+                self._record(one.message, now)
             self._client.acknowledge(
                 subscription=self._subscription, ack_ids=[one.ack_id for one in pulled]
             )
 
-    def _record(self, data: bytes, now: float) -> None:
+    def _record(self, message: Any, now: float) -> None:
         try:
-            row = orjson.loads(data)
+            row = orjson.loads(message.data)
         except orjson.JSONDecodeError:
             return
         if not isinstance(row, dict) or row.get("test_id") != self._test_id:
             return
         if isinstance(number := row.get("sequence"), int):
-            times = [np.nan] * 3 if self._dead else [_seconds(row.get(name)) for name in STAMPS]
-            self._found.append((number, now, times[0], times[1], times[2]))
+            stamps = UNKNOWN if self._dead else _stamps(row, message)
+            self._found.append((number, now, *stamps))
 
 
-def _seconds(text: Any) -> float:
+def _stamps(row: Mapping[str, Any], message: Any) -> tuple[float, ...]:
+    """Return STAMPS of a result."""
+    published = message.publish_time
+    return (
+        *(_seconds(str(row.get(name))) for name in OF_ROWS),
+        _seconds(message.attributes.get("encoded_at", "")),
+        published.seconds + published.nanos / 1e9,
+    )
+
+
+@lru_cache
+def _seconds(text: str) -> float:
     """Return the seconds since 1970 of a time in a row; NaN for anything else."""
-    with suppress(TypeError, ValueError):
+    with suppress(ValueError):
         return datetime.fromisoformat(text).timestamp()
     return np.nan

@@ -52,13 +52,18 @@ class Collectors:
         )
 
     def stamps(self, first: int, count: int) -> dict[str, NDArray[np.float64]]:
-        """Return the moments of the scored rows of a level, by STAMPS; NaN without a row."""
+        """Return the moments of the scored rows of a level, by STAMPS; NaN without a row.
+
+        Moments that most of the rows lack are left out, except `scored_at`.
+        """
         found = self._scored.found()[::-1]
         own = found[(found[:, 0] >= first) & (found[:, 0] < first + count)]
         moments = np.full((count, len(STAMPS)), np.nan)
         # Of several results the first one is written last.
         moments[own[:, 0].astype(np.int64) - first] = own[:, 2:]
-        return dict(zip(STAMPS, moments.T, strict=True))
+        lack = np.isnan(own[:, 2:]).sum(axis=0) * 2 >= len(own)
+        named = zip(STAMPS, moments.T, lack.tolist(), strict=True)
+        return {name: at for name, at, lacks in named if not lacks or name == "scored_at"}
 
     def check(self) -> None:
         """Raise InputError if a subscription or the table can no longer be read."""

@@ -13,7 +13,7 @@ from google.cloud import bigquery
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import InputError
-from scale_tests.streams.collector import STAMPS, Collector
+from scale_tests.streams.collector import OF_ROWS, STAMPS, Collector
 
 # A result counts as readable when a query has returned it, so a latency is up to this time and that
 # of a query too large.
@@ -48,7 +48,7 @@ class TableCollector(Collector):
                 f"{table} lacks {', '.join(lacking)}: expected the table that the stream writes "
                 "with --output_table and the default columns"
             )
-        self._stamps = [name for name in STAMPS if name in names]
+        self._stamps = [name for name in OF_ROWS if name in names]
         columns = ", ".join(["sequence", *self._stamps])
         self._sql = (
             f"SELECT {columns}, COUNT(*) AS copies FROM `{table}` "
@@ -84,4 +84,4 @@ class TableCollector(Collector):
         stamps = dict(zip(self._stamps, key[1:], strict=True))
         self._newest = max(self._newest, stamps["scored_at"])
         times = [stamps[name].timestamp() if stamps.get(name) else np.nan for name in STAMPS]
-        self._found += [(key[0], now, times[0], times[1], times[2])] * more
+        self._found += [(key[0], now, *times)] * more

@@ -26,7 +26,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
 from common.measures import DECODE, MESSAGES
-from common.record_batch import MESSAGE, concat_batches, rebatch, typed
+from common.record_batch import MESSAGE, concat_batches, rebatch, stamped, typed
 from transforms.accounts import found
 from transforms.bundles import current_bundle
 from transforms.dead_letters import Fault, failure_batch
@@ -49,6 +49,7 @@ from transforms.messages.message import (
 from transforms.messages.named_rows import NamedRows
 from transforms.messages.several_rows import row_id, split_rows
 from transforms.provenance import Provenance, utc_now
+from transforms.row_schemas import DECODED_AT
 
 MessageKind = Literal["json", "avro", "arrow"]
 
@@ -295,6 +296,7 @@ class DecodeDoFn(beam.DoFn):
         batch_rows: As for DecodeMessages.
         batch_bytes: As for DecodeMessages.
         on_rows: A function to call with all rows and all dead letters, or None.
+        timed: Whether to add the column DECODED_AT.
     """
 
     def __init__(
@@ -304,9 +306,12 @@ class DecodeDoFn(beam.DoFn):
         batch_rows: int,
         batch_bytes: int,
         on_rows: Callable[[pa.RecordBatch], None] | None = None,
+        *,
+        timed: bool = False,
     ) -> None:
         self._format, self._provenance, self._batch_rows = message_format, provenance, batch_rows
         self._batch_bytes, self._on_rows = min(batch_bytes, MESSAGE_BYTES), on_rows
+        self._timed = timed
 
     def start_bundle(self) -> None:
         """Start without messages."""
@@ -355,6 +360,9 @@ class DecodeDoFn(beam.DoFn):
                 self._provenance,
                 self._received,
             )
+        if self._timed:
+            now = utc_now()
+            batches = [stamped(batch, DECODED_AT, now) for batch in batches]
         if self._on_rows is not None:
             for rows in (*batches, *([] if failures is None else [failures])):
                 self._on_rows(rows)

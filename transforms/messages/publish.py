@@ -10,6 +10,7 @@ of its original ones are dropped.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,8 @@ MESSAGE_ATTRIBUTES = {
     f"{OWN}ordering_key": "ordering_key",
 }
 PUBLISHED = "published"
+# When the JSON of a row was made.
+ENCODED_AT = "encoded_at"
 # To how many ordering keys a thread publishes at once. A request takes some 20 ms.
 KEYS_AT_ONCE = 64
 
@@ -66,7 +69,7 @@ class Outgoing(NamedTuple):
     ordering_key: str = ""
 
 
-def row_messages(rows: pa.RecordBatch) -> list[Outgoing]:
+def row_messages(rows: pa.RecordBatch, *, timed: bool = False) -> list[Outgoing]:
     """Return one JSON message per output row.
 
     The attributes are the row id, and the columns that are equal in all rows of a run.
@@ -74,6 +77,7 @@ def row_messages(rows: pa.RecordBatch) -> list[Outgoing]:
     Args:
         rows: The rows, with the row id as the first column. The column ORDERING_KEY is not part of
             the JSON.
+        timed: Whether to add the attribute ENCODED_AT.
     """
     if not rows.num_rows:
         return []
@@ -86,10 +90,12 @@ def row_messages(rows: pa.RecordBatch) -> list[Outgoing]:
         for name in ("run_id", "model_name", "model_digest")
         if name in rows.schema.names
     }
-    ids = rows.column(0).to_pylist()
+    ids, bodies = rows.column(0).to_pylist(), json_objects(rows)
+    if timed:
+        same[ENCODED_AT] = utc_now().isoformat()
     return [
         Outgoing(data, {"row_id": id_attribute(row_id), **same}, key or "")
-        for row_id, data, key in zip(ids, json_objects(rows), keys, strict=False)
+        for row_id, data, key in zip(ids, bodies, keys, strict=False)
     ]
 
 
@@ -204,9 +210,11 @@ class _PublishDoFn(beam.DoFn):
         topic: str,
         kind: Literal["rows", "failures"],
         provenance: Provenance | None,
+        timed: bool,
     ) -> None:
         self._cloud, self._topic, self._provenance = cloud, topic, provenance
-        self._encode = row_messages if kind == "rows" else failure_messages
+        rows = functools.partial(row_messages, timed=timed)
+        self._encode = rows if kind == "rows" else failure_messages
 
     def start_bundle(self) -> None:
         self._waiting: list[Outgoing] = []
@@ -288,14 +296,16 @@ class PublishBatches(beam.PTransform):
         kind: `rows` for output rows, `failures` for dead letters.
         provenance: The run and the model, for dead letters of rows that are too large for a
             message. Without it, such a row raises OutputError.
+        timed: Whether messages of output rows have the attribute ENCODED_AT.
     """
 
     cloud: Cloud
     topic: str
     kind: Literal["rows", "failures"] = "rows"
     provenance: Provenance | None = None
+    timed: bool = False
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """Apply one DoFn."""
-        dofn = _PublishDoFn(self.cloud, self.topic, self.kind, self.provenance)
+        dofn = _PublishDoFn(self.cloud, self.topic, self.kind, self.provenance, self.timed)
         return split_outputs(batches, dofn, counts=True)
