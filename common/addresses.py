@@ -7,6 +7,7 @@ them in every message. Code that prints an address in another way must call thes
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import traceback
@@ -108,7 +109,12 @@ class SafeFormatter(logging.Formatter):
 
 
 def guard_output() -> None:
-    """Make uncaught errors and the root logger's handlers hide the secrets of addresses."""
+    """Make uncaught errors and the root logger's handlers hide the secrets of addresses.
+
+    gRPC prints nothing from now on if it is not imported yet. Its own lines bypass Python's
+    loggers, and it raises what went wrong. The variable GRPC_VERBOSITY shows them again.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.excepthook = _print_error
     for handler in logging.getLogger().handlers:
         given = handler.formatter

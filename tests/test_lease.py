@@ -1,16 +1,23 @@
 """A lease of messages, on the Pub/Sub emulator with real clients."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import pytest
 from google.api_core import exceptions
+from google.protobuf import any_pb2, empty_pb2
+from google.pubsub_v1.types import AcknowledgeRequest
+from google.rpc import code_pb2, status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo
 from pubsub_mailbox import Mailbox
 
+from cloud.clients import Cloud
+from cloud.endpoints import Endpoints
 from common.errors import InputError
 from examples.local_cloud import PROJECT, LocalCloud
 from transforms.messages import lease as module
@@ -227,6 +234,22 @@ def test_deadlines_that_cannot_be_set_do_not_end_the_run(
     assert stub.calls["modify"] == 3
 
 
+def test_deadlines_that_passed_while_the_process_was_stopped_are_reported(
+    lease_of: Callable[..., tuple[Lease, Stub]], caplog: pytest.LogCaptureFixture
+) -> None:
+    lease, _ = lease_of(answer("a", "b"))
+    lease._renewed -= 90
+    lease.renew()
+    assert len(list(lease.pull(2))) == 2
+    lease.renew()
+    assert not caplog.records
+    lease._renewed -= 90
+    lease.renew()
+    [record] = caplog.records
+    assert "the deadlines of 2 received messages were not extended for 90 s" in record.message
+    assert "their rows may be written twice" in record.message
+
+
 @pytest.mark.slow
 def test_messages_that_cannot_be_acknowledged_are_kept_until_they_are_given_back(
     lease_of: Callable[..., tuple[Lease, Stub]], monkeypatch: pytest.MonkeyPatch
@@ -259,3 +282,83 @@ def test_requests_are_limited_to_the_size_that_the_service_accepts(
     stub.sizes.clear()
     lease.acknowledge(ids)
     assert stub.sizes == [1_000, 1_000, 500]
+
+
+# A subscription with exactly-once delivery
+
+
+class ExactlyOnce:
+    """A stand-in for a subscription that names the ids that it cannot acknowledge.
+
+    Google's emulator accepts every id.
+    """
+
+    def __init__(self, faults: list[dict[str, str]]) -> None:
+        self.faults = faults
+        self.requests: list[list[str]] = []
+
+    def acknowledge(self, request: Any, context: grpc.ServicerContext) -> empty_pb2.Empty:
+        self.requests.append(list(request.ack_ids))
+        if faults := self.faults.pop(0) if self.faults else {}:
+            detail = any_pb2.Any()
+            detail.Pack(ErrorInfo(domain="pubsub.googleapis.com", metadata=faults))
+            text = "Some acknowledgement ids in the request were invalid."
+            status = status_pb2.Status(
+                code=code_pb2.FAILED_PRECONDITION, message=text, details=[detail]
+            )
+            context.set_trailing_metadata([("grpc-status-details-bin", status.SerializeToString())])
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, text)
+        return empty_pb2.Empty()
+
+    @contextmanager
+    def lease(self, *ids: str, retry_seconds: float = 20.0) -> Iterator[Lease]:
+        """Run a server, and yield a lease that holds messages with these ids."""
+        method = grpc.unary_unary_rpc_method_handler(
+            self.acknowledge,
+            AcknowledgeRequest.deserialize,
+            empty_pb2.Empty.SerializeToString,
+        )
+        handlers = {"Acknowledge": method}
+        server = grpc.server(ThreadPoolExecutor(1))
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler("google.pubsub.v1.Subscriber", handlers)]
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        lease = Lease(Cloud("p", Endpoints(pubsub=f"127.0.0.1:{port}"), retry_seconds), "s")
+        lease._held = {i: f"ack-{i}" for i in ids}
+        try:
+            yield lease
+        finally:
+            server.stop(None).wait()
+
+
+def test_messages_whose_deadline_has_passed_do_not_end_a_run_with_exactly_once_delivery() -> None:
+    late = {"ack-b": "PERMANENT_FAILURE_INVALID_ACK_ID"}
+    service = ExactlyOnce([late])
+    with service.lease("a", "b", "c") as lease:
+        lease.acknowledge(["a", "b"])
+        assert service.requests == [["ack-a", "ack-b"]]
+        assert list(lease._held) == ["c"]
+
+
+def test_acknowledgements_that_fail_for_now_are_sent_again_alone() -> None:
+    first = {
+        "ack-a": "TRANSIENT_FAILURE_UNORDERED_ACK_ID",
+        "ack-b": "PERMANENT_FAILURE_INVALID_ACK_ID",
+    }
+    service = ExactlyOnce([first])
+    with service.lease("a", "b", "c") as lease:
+        lease.acknowledge(["a", "b", "c"])
+        assert service.requests == [["ack-a", "ack-b", "ack-c"], ["ack-a"]]
+        assert not lease._held
+
+
+def test_acknowledgements_that_keep_failing_end_the_run() -> None:
+    service = ExactlyOnce([{"ack-a": "TRANSIENT_FAILURE"}] * 100)
+    with (
+        service.lease("a", retry_seconds=1.0) as lease,
+        pytest.raises(InputError, match="cannot be acknowledged: failed after repeated attempts"),
+    ):
+        lease.acknowledge(["a"])
+    assert list(lease._held) == ["a"]

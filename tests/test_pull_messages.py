@@ -31,6 +31,7 @@ from transforms.bundles import Bundle, begin_bundle, current_bundle
 from transforms.files.spans import WriteSpans
 from transforms.files.stream_files import StreamFiles
 from transforms.messages import ahead, pull
+from transforms.messages import intake as intake_module
 from transforms.messages.intake import Intake, PullOptions, intake_of, open_intake
 from transforms.messages.lease import Lease
 from transforms.messages.message import Message, parse_message, serialize
@@ -172,6 +173,23 @@ def test_a_stream_ends_after_its_time_without_a_message() -> None:
     with intake_with(stop_after_seconds=0.3, hidden_seconds=3600.0) as (intake, lease):
         lease.add("a")
         assert names(intake.take(10)) == ["a"]
+        wait_until(lambda: intake.take(10) is None)
+
+
+def test_the_time_for_which_the_process_was_stopped_does_not_end_a_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intake_module, "_STOPPED_SECONDS", 0.1)
+    with intake_with(stop_after_seconds=0.2, hidden_seconds=0.0) as (intake, _):
+        take = intake._ahead.take
+
+        def stopped(*limits: Any) -> list[tuple[str, bytes]]:
+            time.sleep(0.5)
+            return take(*limits)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(intake._ahead, "take", stopped)
+            assert [intake.take(10) for _ in range(3)] == [[], [], []]
         wait_until(lambda: intake.take(10) is None)
 
 

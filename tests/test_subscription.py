@@ -1,13 +1,23 @@
 """Subscriptions that would lose messages are rejected, and so is a second reader."""
 
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from command_line import words
 from google.protobuf import empty_pb2
 from google.pubsub_v1.types import (
     DeleteSubscriptionRequest,
@@ -388,3 +398,42 @@ def test_a_label_that_cannot_be_renewed_now_does_not_stop_a_run(
     renew(NAME, "one", cloud)
     renew(NAME, "one", cloud)
     assert service.labels()[READER] == "one"
+
+
+# A server that ends the connection
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    """Return a frame of HTTP/2 for the whole connection."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, 0]) + bytes(4) + payload
+
+
+def test_a_server_that_ends_the_connection_is_reported_in_one_line(example: Path) -> None:
+    settings, ping_timeout = _frame(4, b""), struct.pack(">II", 0, 11)
+
+    def serve() -> None:
+        # The listening socket is closed at the end.
+        with suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                connection.recv(1000)
+                connection.sendall(settings + _frame(7, ping_timeout))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        flags = {
+            "model": example / "model",
+            "input_subscription": NAME,
+            "output_topic": TOPIC,
+            "dead_letter_topic": f"{TOPIC}-dead",
+            "retry_seconds": 1,
+        }
+        ran = subprocess.run(
+            [sys.executable, "-m", "pipelines.stream_local", *words(flags)],
+            env=os.environ | {"PUBSUB_EMULATOR_HOST": f"127.0.0.1:{listening.getsockname()[1]}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ran.returncode == 1
+    assert re.fullmatch(r"error: topic .* cannot be published to: .*\n", ran.stderr), ran.stderr

@@ -32,6 +32,8 @@ _ACK_SECONDS = 0.05
 _EXTEND_SECONDS = 2.0
 # The longest pause between two requests, when the first has received nothing.
 _PAUSE_SECONDS = 0.1
+# A wait that takes so much longer than it should means that the process was stopped meanwhile.
+_STOPPED_SECONDS = 1.0
 # How long the end waits for the last request: a little longer than a request usually takes.
 _END_SECONDS = 1.5
 
@@ -158,7 +160,11 @@ class Intake:
             seconds = min(seconds, options.stop_after_seconds / 4)
         if self._quiet_since is None:
             self._quiet_since = time.monotonic()
+        began = time.monotonic()
         found = self._ahead.take(seconds, options.wait_seconds, options.wait_messages)
+        if time.monotonic() - began > seconds + options.wait_seconds + _STOPPED_SECONDS:
+            # The process was stopped, and could receive nothing.
+            self._quiet_since = time.monotonic()
         if self._error is not None:
             raise self._error
         if self._over.is_set():

@@ -7,6 +7,7 @@ extends the deadlines until the messages are acknowledged or given back.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,10 @@ from common.errors import InputError
 from common.interrupts import InterruptibleEvent, repeating
 from transforms.messages.message import Message, parse_message
 
+logger = logging.getLogger("millrace")
+
+# On Linux, this clock also counts the time for which the machine sleeps.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 # The messages of one request. An ack id has about 200 bytes, and a request takes 512 kB.
 REQUEST_MESSAGES = 1_000
 DEADLINE_SECONDS = 60
@@ -53,6 +58,7 @@ class Lease:
         self._lock = threading.Lock()
         self._over = InterruptibleEvent()
         self._wait = _WAIT_SECONDS
+        self._renewed = time.clock_gettime(_CLOCK)
 
     def pull(self, limit: int, first_seconds: float = PATIENCE_SECONDS) -> Iterator[Message]:
         """Yield messages, each once, until the subscription is empty or `stop` is called.
@@ -149,19 +155,54 @@ class Lease:
             InputError, f"messages of {self._subscription} cannot be acknowledged"
         ):
             for part in _parts(list(held.values())):
-                self._client.acknowledge(
-                    request={"subscription": self._subscription, "ack_ids": part},
-                    retry=retry(self._cloud.retry_seconds),
-                )
+                self._acknowledge(part)
         # Only now: a message that could not be acknowledged is still held, and can be given back.
         with self._lock:
             for message_id in held:
                 self._held.pop(message_id, None)
 
+    def _acknowledge(self, ack_ids: Sequence[str]) -> None:
+        """Acknowledge the messages of one request.
+
+        A subscription with exactly-once delivery names the ids that it refuses. Those of messages
+        whose deadline has passed are left out: they are delivered again, as by other subscriptions.
+        """
+        left = list(ack_ids)
+
+        def send() -> None:
+            nonlocal left
+            try:
+                self._client.acknowledge(
+                    request={"subscription": self._subscription, "ack_ids": left}, retry=None
+                )
+            except exceptions.GoogleAPICallError as error:
+                faults = {i: text for i, text in (error.metadata or {}).items() if i in left}
+                if not faults:
+                    raise
+                left = [i for i, text in faults.items() if text.startswith("TRANSIENT_")]
+                if left:
+                    raise exceptions.Aborted("acknowledgements failed for now") from error
+
+        retry(self._cloud.retry_seconds)(send)()
+
     def renew(self) -> None:
-        """Extend the deadlines of all held messages to DEADLINE_SECONDS from now."""
+        """Extend the deadlines of all held messages to DEADLINE_SECONDS from now.
+
+        If they have passed since the last call, because this process was stopped or its machine
+        slept, a warning says so.
+        """
         with self._lock:
             ack_ids = list(self._held.values())
+        now = time.clock_gettime(_CLOCK)
+        late, self._renewed = now - self._renewed, now
+        if ack_ids and late > DEADLINE_SECONDS:
+            logger.warning(
+                "the deadlines of %s received messages were not extended for %.0f s, because this "
+                "process was stopped or its machine slept: Pub/Sub delivers them again, so their "
+                "rows may be written twice, with the same row_id",
+                f"{len(ack_ids):,}",
+                late,
+            )
         self._set_deadline(ack_ids, DEADLINE_SECONDS)
 
     def renew_new(self) -> None:
