@@ -84,7 +84,7 @@ COMMANDS = {
         "resources.__main__:main",
     ),
     "scale-test": Entry(
-        "measure what a stream or an endpoint sustains",
+        "measure a stream, an endpoint or a batch",
         ("scale_tests",),
         "scale_tests.__main__:main",
     ),

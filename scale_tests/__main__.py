@@ -1,4 +1,4 @@
-"""The commands `python -m scale_tests stream`, `endpoint`, `report` and `compare`.
+"""The commands `python -m scale_tests stream`, `endpoint`, `batch`, `report` and `compare`.
 
 Exit codes: 0 success, whatever the verdicts; 1 failure, or a comparison found worse figures; 2 an
 error in the command line or in the plan; 130 interrupted.
@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -20,12 +20,16 @@ from common.addresses import guard_output
 from common.command_line import CommandParser
 from common.errors import MillraceError, UsageError, one_line
 from common.terminal import print_error
+from scale_tests.load.batch_plan import BatchPlan
 from scale_tests.load.plan import Plan
 from scale_tests.load.plan_file import read_plan
 
 if TYPE_CHECKING:
     from cloud.vertex import EndpointAddress
+    from scale_tests.measures.batch_runs import BatchOutcome
     from scale_tests.measures.outcome import Outcome
+
+P = TypeVar("P", Plan, BatchPlan)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 def make_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = CommandParser("scale_tests", "Measure what a stream or an endpoint sustains.")
+    parser = CommandParser("scale_tests", "Measure a stream, an endpoint or a batch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     stream = commands.add_parser("stream", help="publish messages to a running stream")
     stream.add_argument("--project", required=True, help="the project of the topics")
@@ -59,7 +63,9 @@ def make_parser() -> CommandParser:
         ("--endpoint_location", "LOCATION", "the location of an id or a display name"),
     ):
         endpoint.add_argument(name, metavar=metavar, help=f"{text} (default: send_to of the plan)")
-    for one in (stream, endpoint):
+    batch = commands.add_parser("batch", help="score rows of several sizes with a batch")
+    batch.add_argument("--project", help="the project of a dataset that the plan names without one")
+    for one in (stream, endpoint, batch):
         one.add_argument("--plan", type=Path, required=True, help="the plan, a TOML file")
         one.add_argument(
             "--output", type=Path, help="the folder of the result (default: scale-test-TIME)"
@@ -154,42 +160,84 @@ def _stream(args: argparse.Namespace) -> int:
     from cloud.clients import Cloud
     from scale_tests.streams.stream import run_stream
 
-    plan = full_names(_read(args), args.project)
-    return _run(args, plan, lambda: run_stream(plan, Cloud(args.project), show))
+    plan = full_names(_read(args, Plan), args.project)
+    return _run_load(args, plan, lambda: run_stream(plan, Cloud(args.project), show))
 
 
 def _endpoint(args: argparse.Namespace) -> int:
     from scale_tests.endpoints.endpoint import run_endpoint
 
-    plan = _read(args)
+    plan = _read(args, Plan)
     address = address_of(plan, args)
     plan = replace(plan, send_to=address.label)
-    return _run(args, plan, lambda: run_endpoint(plan, address, show))
+    return _run_load(args, plan, lambda: run_endpoint(plan, address, show))
 
 
-def _read(args: argparse.Namespace) -> Plan:
+def _batch(args: argparse.Namespace) -> int:
+    plan = _read(args, BatchPlan)
+    if plan.in_tables:
+        plan = replace(plan, send_to=_dataset(args, plan.send_to))
+    folder = _prepared(args)
+    from scale_tests.batches.batch import run_batch
+    from scale_tests.pages.batch_record import write_batch
+
+    outcome = run_batch(plan, folder, show)
+    write_batch(outcome, folder)
+    return _end(outcome, folder, outcome.ended)
+
+
+def _dataset(args: argparse.Namespace, name: str) -> str:
+    """Return the full name of a dataset."""
+    name = name.replace(":", ".")
+    if "." in name:
+        return name
+    if args.project is None:
+        raise UsageError(
+            f"{args.plan}: send_to {name!r} is a dataset without its project: pass --project, or "
+            f"write ./{name} for a folder"
+        )
+    return f"{args.project}.{name}"
+
+
+def _read(args: argparse.Namespace, kind: type[P]) -> P:
     plan = read_plan(args.plan)
-    if plan.target != args.command:
+    if plan.target != args.command or not isinstance(plan, kind):
         raise UsageError(f"{args.plan}: expected target {args.command!r}, got {plan.target!r}")
     return plan
 
 
-def _run(args: argparse.Namespace, plan: Plan, run: Callable[[], Outcome]) -> int:
-    """Run a test, and write its result and its page."""
-    from scale_tests.pages.page import write_report
-    from scale_tests.pages.record import prepare, write
+def _prepared(args: argparse.Namespace) -> Path:
+    """Return the folder for a result, after checking that a test can end with one."""
+    from scale_tests.pages.record import prepare
 
-    for library in ("hdrh", "scipy", "vl_convert"):
+    for library in ("hdrh", "psutil", "scipy", "vl_convert"):
         if importlib.util.find_spec(library) is None:
             raise UsageError("scale tests need more packages: run pip install 'millrace[scale]'")
     now = datetime.datetime.now()
-    folder = args.output or Path(f"scale-test-{now:%Y%m%d-%H%M%S}")
+    folder: Path = args.output or Path(f"scale-test-{now:%Y%m%d-%H%M%S}")
     prepare(folder)
+    return folder
+
+
+def _run_load(args: argparse.Namespace, plan: Plan, run: Callable[[], Outcome]) -> int:
+    """Run a test of a stream or an endpoint, and write its result and its page."""
+    from scale_tests.pages.record import write
+
+    folder = _prepared(args)
     outcome = run()
     write(outcome, plan, folder)
-    ended = "interrupted: the result is partial" if outcome.interrupted else "done"
-    print(f"{ended}; see {write_report(folder)}")
-    return 130 if outcome.interrupted else 0
+    return _end(outcome, folder, "interrupted" if outcome.interrupted else "")
+
+
+def _end(outcome: Outcome | BatchOutcome, folder: Path, ended: str) -> int:
+    """Write the page of a result, print how the test ended, and return the exit code."""
+    from scale_tests.pages.page import write_report
+
+    said = f"{ended}: the result is partial" if ended else "done"
+    print(f"{said}; see {write_report(folder)}")
+    if outcome.interrupted:
+        return 130
+    return 1 if ended else 0
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -233,6 +281,7 @@ def _compare(args: argparse.Namespace) -> int:
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "stream": _stream,
     "endpoint": _endpoint,
+    "batch": _batch,
     "report": _report,
     "compare": _compare,
 }

@@ -18,7 +18,8 @@ from scale_tests.measures.knee import Knee, Probe
 from scale_tests.measures.level import Judgement, Verdict, judge
 from scale_tests.measures.outcome import Outcome
 from scale_tests.measures.stamps import breakdown
-from scale_tests.pages.compare import Change, compare, read_share
+from scale_tests.pages.compare import compare, read_share
+from scale_tests.pages.differences import Change
 from scale_tests.pages.record import result, write
 
 PHASE = Constant(rate=100, seconds=60)

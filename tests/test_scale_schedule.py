@@ -11,7 +11,6 @@ from scale_tests.load.plan import (
     Bisection,
     Burst,
     Constant,
-    Offline,
     PhaseKind,
     Ramp,
     Spike,
@@ -104,9 +103,7 @@ def test_a_probe_of_a_search_is_a_constant_rate() -> None:
     assert probe(search, 4.0) == Constant(rate=4, seconds=30, idle_seconds=2)
 
 
-@pytest.mark.parametrize(
-    "phase", [Burst(messages=1), Bisection(lowest=1, highest=9, seconds=1), Offline(rows=1)]
-)
+@pytest.mark.parametrize("phase", [Burst(messages=1), Bisection(lowest=1, highest=9, seconds=1)])
 def test_a_phase_without_a_rate_is_refused(phase: PhaseKind) -> None:
     with pytest.raises(ValueError, match="has no rate"):
         stretches(phase)

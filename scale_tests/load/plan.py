@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Target = Literal["stream", "endpoint", "batch"]
+Instances = Literal["list", "named"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 # The upper bounds also refuse infinity.
 Rate = Annotated[float, Meta(gt=0, le=1e7)]
@@ -69,21 +70,21 @@ class Rows(Values, frozen=True, kw_only=True):
     source: Literal["statistics", "example", "file"] = "example"
     path: str = ""
     faulty: Share = 0.0
-    instance_format: Literal["list", "named"] = "named"
+    instance_format: Instances = "named"
 
 
 class Result(Values, frozen=True, kw_only=True):
     """Where a result is read.
 
     Attributes:
-        source: A `topic`, a `table`, the `answer` of an endpoint, or the `report` of a batch.
-        name: The topic or table. The others need none.
+        source: A `topic`, a `table`, or the `answer` of an endpoint.
+        name: The topic or table. An answer needs none.
         dead_letters: The topic of the dead letters of a stream.
         wait_seconds: How long after it was sent the result of a message may arrive. An answer of
             an endpoint is awaited for twice this time.
     """
 
-    source: Literal["topic", "table", "answer", "report"]
+    source: Literal["topic", "table", "answer"]
     name: str = ""
     dead_letters: str = ""
     wait_seconds: Seconds = 60.0
@@ -186,10 +187,6 @@ class Bisection(Phase, frozen=True, kw_only=True, tag="bisection"):
             )
 
 
-class Offline(Phase, frozen=True, kw_only=True, tag="offline"):
-    """Rows that a batch scores as fast as it can."""
-
-
 class Goal(Values, frozen=True, kw_only=True):
     """What the tested system is, and the rate for which its size is recommended.
 
@@ -212,11 +209,11 @@ class Goal(Values, frozen=True, kw_only=True):
     replica_rows: Rate | None = None
 
 
-PhaseKind = WarmUp | Constant | Soak | Ramp | Burst | Spike | Bisection | Offline
+PhaseKind = WarmUp | Constant | Soak | Ramp | Burst | Spike | Bisection
 
 
 class Plan(Values, frozen=True, kw_only=True):
-    """A scale test.
+    """A scale test of a stream or an endpoint. `batch_plan.py` has that of a batch.
 
     Attributes:
         target: What is tested.

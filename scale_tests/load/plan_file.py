@@ -12,7 +12,8 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from common.errors import UsageError, suggest
-from scale_tests.load.plan import Burst, Offline, PhaseKind, Plan, Target, Values
+from scale_tests.load.batch_plan import BatchPlan, Offline, batch_contradictions
+from scale_tests.load.plan import Burst, PhaseKind, Plan, Target, Values
 
 Place = tuple[str | int, ...]
 
@@ -20,7 +21,11 @@ Place = tuple[str | int, ...]
 SOURCES: Mapping[Target, tuple[str, ...]] = {
     "stream": ("topic", "table"),
     "endpoint": ("answer",),
-    "batch": ("report",),
+}
+# What a plan of the other kind has in place of a table.
+INSTEAD = {
+    "objective": "use batch.min_rows_per_second or batch.max_seconds",
+    "result": "results are where send_to says",
 }
 _TABLE = re.compile(r"([\w:.-]+[.:])?\w+\.\w+")
 _KINDS = {"float": "a number", "int": "a whole number", "str": "text", "bool": "true or false"}
@@ -33,7 +38,7 @@ _KINDS |= {
 _COMPARED = {">=": "of at least", "<=": "of at most", ">": "above", "<": "below"}
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path) -> Plan | BatchPlan:
     """Return the plan in a TOML file.
 
     Raises:
@@ -47,7 +52,7 @@ def read_plan(path: Path) -> Plan:
     return parse_plan(text, str(path))
 
 
-def parse_plan(text: str, name: str) -> Plan:
+def parse_plan(text: str, name: str) -> Plan | BatchPlan:
     """Return the plan in a text; `name` is what errors call it. Raises as `read_plan`."""
     try:
         values = tomllib.loads(text)
@@ -55,7 +60,7 @@ def parse_plan(text: str, name: str) -> Plan:
         reason, line = _syntax(str(error), text)
         raise UsageError(f"{name}, line {line}: not TOML: {reason}") from error
     try:
-        plan = msgspec.convert(values, Plan)
+        plan = msgspec.convert(values, kind_of(values))
     except msgspec.ValidationError as error:
         place, reason = explain(str(error), values)
         raise UsageError(f"{name}, line {line_of(text, place)}: {reason}") from error
@@ -64,8 +69,25 @@ def parse_plan(text: str, name: str) -> Plan:
     return plan
 
 
-def contradictions(plan: Plan) -> Iterator[tuple[Place, str]]:
+def kind_of(values: Mapping[str, Any]) -> type[Plan | BatchPlan]:
+    """Return the type of the plan that a document holds."""
+    return BatchPlan if values.get("target") == "batch" else Plan
+
+
+def contradictions(plan: Plan | BatchPlan) -> Iterator[tuple[Place, str]]:
     """Yield what does not fit together in a plan, each with its place."""
+    yield from batch_contradictions(plan) if isinstance(plan, BatchPlan) else _of_load(plan)
+    if plan.rows.source != "example" and not plan.rows.path:
+        what = "model package" if plan.rows.source == "statistics" else "Parquet or JSON Lines file"
+        yield ("rows",), f"rows.path is missing: name the {what}"
+    if plan.rows.source == "example" and plan.rows.path:
+        yield (
+            ("rows", "path"),
+            'rows.path: the example needs none; name a source, "statistics" or "file"',
+        )
+
+
+def _of_load(plan: Plan) -> Iterator[tuple[Place, str]]:
     sources = SOURCES[plan.target]
     if plan.result.source not in sources:
         named = " or ".join(repr(one) for one in sources)
@@ -85,17 +107,7 @@ def contradictions(plan: Plan) -> Iterator[tuple[Place, str]]:
         yield ("target",), "send_to is missing: name the topic that the stream reads"
     if plan.target == "stream" and not plan.result.dead_letters:
         yield ("result",), "result.dead_letters is missing: name the topic of the dead letters"
-    if plan.rows.source != "example" and not plan.rows.path:
-        what = "model package" if plan.rows.source == "statistics" else "Parquet or JSON Lines file"
-        yield ("rows",), f"rows.path is missing: name the {what}"
     for number, phase in enumerate(plan.phases):
-        kind = phase.__struct_config__.tag
-        if (plan.target == "batch") is not isinstance(phase, Offline):
-            needed = "phases of kind 'offline'" if plan.target == "batch" else "phases with a rate"
-            yield (
-                ("phases", number, "kind"),
-                f"phases[{number}].kind: target {plan.target!r} needs {needed}, got {kind!r}",
-            )
         if plan.target != "endpoint" and isinstance(phase.rows, tuple):
             yield ("phases", number, "rows"), f"phases[{number}].rows: expected a whole number"
         elif plan.target == "stream" and phase.rows != 1:
@@ -167,6 +179,10 @@ def explain(message: str, values: Mapping[str, Any]) -> tuple[Place, str]:
     if found := re.fullmatch(r"Object contains unknown field `(.+)`", reason):
         known = get_type_hints(_type_at(place, values))
         unknown = (*place, found[1])
+        others = {*get_type_hints(Plan), *get_type_hints(BatchPlan)}
+        if not place and found[1] in others and "target" in values:
+            why = f": {INSTEAD[found[1]]}" if found[1] in INSTEAD else ""
+            return unknown, f"{found[1]}: target {values['target']!r} has none{why}"
         return unknown, f"{_named(unknown)} is unknown{suggest(found[1], known)}"
     return place, f"{_named(place)}: {_in_words(reason, place, values)}"
 
@@ -192,19 +208,25 @@ def _in_words(reason: str, place: Place, values: Mapping[str, Any]) -> str:
 def _choices(place: Place, values: Mapping[str, Any]) -> list[str]:
     """Return the values that a choice knows."""
     if place[-1] == "kind":
-        return [str(kind.__struct_config__.tag) for kind in get_args(PhaseKind)]
+        kinds = (Offline,) if kind_of(values) is BatchPlan else get_args(PhaseKind)
+        return [str(kind.__struct_config__.tag) for kind in kinds]
     hint = get_type_hints(_type_at(place[:-1], values))[str(place[-1])]
     return list(get_args(hint))
 
 
 def _type_at(place: Place, values: Mapping[str, Any]) -> type[Values]:
     """Return the type of the table at a place."""
+    plan = kind_of(values)
     if not place:
-        return Plan
+        return plan
+    if place[0] == "phases" and plan is BatchPlan:
+        return Offline
     if place[0] == "phases":
         kind = values["phases"][place[1]]["kind"]
         return next(one for one in get_args(PhaseKind) if one.__struct_config__.tag == kind)
-    found: type[Values] = get_type_hints(Plan)[str(place[0])]
+    hint = get_type_hints(plan)[str(place[0])]
+    # A table that a plan may lack is a union with None.
+    found: type[Values] = next(one for one in (*get_args(hint), hint) if one is not type(None))
     return found
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from common.errors import InputError, one_line
 from scale_tests.load.plan import Rows
+
+if TYPE_CHECKING:
+    from model_handlers.manifest_parts import FeatureStatistics
 
 # This many different rows are made. Longer tests send them in turn.
 DIFFERENT = 2_000
@@ -38,7 +41,12 @@ class Drawn:
 
     def faults(self, count: int) -> NDArray[np.bool_]:
         """Return which of the first `count` messages have a fault."""
-        return np.random.default_rng([self.seed, 1]).random(count) < self.faulty
+        return draw_faults(self.faulty, self.seed, count)
+
+
+def draw_faults(share: float, seed: int, count: int) -> NDArray[np.bool_]:
+    """Return which of the first `count` rows have a fault, `[count]`."""
+    return np.random.default_rng([seed, 1]).random(count) < share
 
 
 class Bodies(Drawn):
@@ -105,11 +113,9 @@ def _good_and_bad(
         (batch, *_) = generate(DIFFERENT, seed=seed)
         found: Sequence[Mapping[str, Any]] = batch.select(FEATURES).to_pylist()
     elif rows.source == "file":
-        found = _read(Path(rows.path))
+        found = read_rows(Path(rows.path), DIFFERENT).to_pylist()
     else:
         found = _drawn(rows.path, seed)
-    if not found:
-        raise InputError(f"rows.path {rows.path}: expected at least one row")
     # No feature of any type accepts an object with this key.
     bad = [{name: {"fault": True} for name in row} for row in found]
     return [_finite(row) for row in found], bad
@@ -123,34 +129,71 @@ def _finite(row: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def _read(path: Path) -> Sequence[Mapping[str, Any]]:
+def read_rows(path: Path, most: int) -> pa.Table:
+    """Return the first rows of a Parquet or JSON Lines file.
+
+    Args:
+        path: The file.
+        most: How many rows are read at most.
+
+    Raises:
+        InputError: The file cannot be read, or has no rows.
+    """
     from pyarrow import json, parquet
 
     try:
         if path.suffix == ".parquet":
-            table = next(parquet.ParquetFile(path).iter_batches(DIFFERENT), pa.record_batch({}))
+            with parquet.ParquetFile(path) as file:
+                batches = [*_first(file.iter_batches(), most)]
+                table = pa.Table.from_batches(batches, file.schema_arrow).slice(0, most)
         else:
-            table = json.read_json(path).slice(0, DIFFERENT)
+            table = json.read_json(path).slice(0, most)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"rows.path {path}: expected a Parquet or JSON Lines file: {one_line(error)}"
         ) from error
-    found: Sequence[Mapping[str, Any]] = table.to_pylist()
-    return found
+    if not table.num_rows:
+        raise InputError(f"rows.path {path}: expected at least one row")
+    return table
 
 
-def _drawn(package: str, seed: int) -> Sequence[Mapping[str, Any]]:
-    """Draw rows from the statistics of the training rows, each feature for itself."""
+def _first(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield batches until they have so many rows."""
+    for batch in batches:
+        yield batch
+        rows -= batch.num_rows
+        if rows <= 0:
+            return
+
+
+def read_statistics(package: str) -> Mapping[str, FeatureStatistics]:
+    """Return the statistics of the training rows of a package, by feature.
+
+    Raises:
+        InputError: The package has no statistics.
+        ManifestError: The package is invalid.
+    """
     from model_handlers.package import read_manifest
 
     manifest = read_manifest(package)
     if not manifest.statistics:
         raise InputError(f"rows.path {package}: the package has no statistics; name a file of rows")
-    random = np.random.default_rng([seed, 2])
-    columns = {
-        name: np.clip(random.normal(of.mean, of.std, DIFFERENT), of.min, of.max)
-        for name, of in manifest.statistics.items()
+    return manifest.statistics
+
+
+def draw(
+    statistics: Mapping[str, FeatureStatistics], count: int, random: np.random.Generator
+) -> dict[str, NDArray[np.float64]]:
+    """Draw `[count]` values of each feature, each feature for itself."""
+    return {
+        name: np.clip(random.normal(of.mean, of.std, count), of.min, of.max)
+        for name, of in statistics.items()
     }
+
+
+def _drawn(package: str, seed: int) -> Sequence[Mapping[str, Any]]:
+    """Draw rows from the statistics of the training rows."""
+    columns = draw(read_statistics(package), DIFFERENT, np.random.default_rng([seed, 2]))
     return [
         dict(zip(columns, values, strict=True))
         for values in np.stack([*columns.values()], 1).tolist()

@@ -14,15 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scale_tests.load.plan import (
-    Bisection,
-    Burst,
-    Constant,
-    Offline,
-    PhaseKind,
-    Ramp,
-    Spike,
-)
+from scale_tests.load.plan import Bisection, Burst, Constant, PhaseKind, Ramp, Spike
 
 Floats = NDArray[np.float64]
 # The last message of rate times seconds is not lost to the rounding of the product.
@@ -41,7 +33,7 @@ def stretches(phase: PhaseKind) -> tuple[Stretch, ...]:
     """Return the rate of a phase over time, in messages per second.
 
     Raises:
-        ValueError: The phase has no rate: a burst, a batch, or a search, which has one per probe.
+        ValueError: The phase has no rate: a burst, or a search, which has one per probe.
     """
     match phase:
         case Ramp():
@@ -49,7 +41,7 @@ def stretches(phase: PhaseKind) -> tuple[Stretch, ...]:
         case Spike():
             side = Stretch((phase.seconds - phase.peak_seconds) / 2, phase.rate, phase.rate)
             return (side, Stretch(phase.peak_seconds, phase.peak_rate, phase.peak_rate), side)
-        case Burst() | Bisection() | Offline():
+        case Burst() | Bisection():
             raise ValueError(f"a phase of kind {phase.__struct_config__.tag!r} has no rate")
         case _:
             return (Stretch(phase.seconds, phase.rate, phase.rate),)

@@ -6,62 +6,27 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from common.errors import InputError, UsageError
-from common.html_pages.page import Cell, Chart, Section, Table, Text, Tone, write_page
+from common.html_pages.page import Cell, Chart, Section, Table, Text, write_page
 from scale_tests.measures.findings import RATE, Finding, confirm, missing
 from scale_tests.pages import charts
-from scale_tests.pages.page import findings_table, read_result, write_html
+from scale_tests.pages.batch_compare import compare_batches, compared_seconds
+from scale_tests.pages.differences import TONES, Change, Difference
+from scale_tests.pages.findings import findings_table
+from scale_tests.pages.page import read_result, write_html
 
 PAGE = "comparison.html"
-
-
-class Change(StrEnum):
-    """What a second result says about a figure of the first one."""
-
-    SLOWER = "slower"
-    FASTER = "faster"
-    SAME = "no difference shown"
-    UNKNOWN = "insufficient data"
-    LOST = "lost messages"
-
-
-_TONES: Mapping[Change, Tone] = {
-    Change.SLOWER: "bad",
-    Change.LOST: "bad",
-    Change.FASTER: "good",
-    Change.SAME: "",
-    Change.UNKNOWN: "odd",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A figure in both results.
-
-    Attributes:
-        name: What was measured.
-        unit: Its unit.
-        before: The figure of the first result; None if it is not known.
-        after: That of the second result.
-        change: What the difference says.
-    """
-
-    name: str
-    unit: str
-    before: float | None
-    after: float | None
-    change: Change
-
-    @property
-    def fails(self) -> bool:
-        """Whether the second result is worse."""
-        return self.change in (Change.SLOWER, Change.LOST)
+# When a figure is worse, for a load and for a batch.
+_RULES = (
+    "A latency is slower if it grew by more than {:.0%} and the confidence bounds do not overlap.",
+    "A rate or a memory is worse if its median is worse by more than {:.0%}, and every run of the "
+    "second result is worse than every run of the first one.",
+)
 
 
 def compare(
@@ -78,16 +43,24 @@ def compare(
         limit: The share by which a figure may be worse.
 
     Raises:
-        InputError: The results have no level in common.
+        InputError: The results have no level in common, or are of different targets.
     """
+    targets = [result["plan"]["target"] for result in (before, after)]
+    if targets[0] != targets[1]:
+        raise InputError(
+            f"expected two results of one plan, got those of target {targets[0]!r} and "
+            f"{targets[1]!r}: they have no figure in common"
+        )
     levels = {level["name"]: level for level in after["levels"]}
     both = [(one, levels[one["name"]]) for one in before["levels"] if one["name"] in levels]
-    rates = tuple(_rates(before, after, limit))
+    of_batch = targets[0] == "batch"
+    rates = () if of_batch else tuple(_rates(before, after, limit))
     if not both and not rates:
         raise InputError("the two results have no level in common: compare results of one plan")
+    if of_batch:
+        return tuple(one for pair in both for one in compare_batches(*pair, limit))
     percentile = before["plan"]["objective"]["percentile"]
-    found = [one for pair in both for one in _level(*pair, percentile, limit)]
-    return (*found, *rates)
+    return (*(one for pair in both for one in _level(*pair, percentile, limit)), *rates)
 
 
 def _level(
@@ -211,9 +184,11 @@ def write_comparison(
     Raises:
         InputError: A folder does not hold the result of a test, or they have no level in common.
         OutputError: The page cannot be written.
-        UsageError: vl-convert is not installed.
+        UsageError: vl-convert is not installed, or `moved` is given for a batch.
     """
     (one, samples), (other, others) = read_result(before), read_result(after)
+    if moved is not None and one["plan"]["target"] == "batch":
+        raise UsageError("--moved confirms the bottleneck of a stream; a batch has none: remove it")
     found = Comparison(
         compare(one, other, limit), confirmed(one, other, moved) if moved is not None else None
     )
@@ -231,28 +206,35 @@ def page(comparison: Comparison, samples: Mapping[str, pa.Table], limit: float) 
         limit: The share by which a figure may be worse.
     """
     before, after = samples
+    of_batch = "round" in samples[after].column_names
     table = Table(
         head=["figure", before, after, "unit", "change", ""],
         rows=[
             [
                 *(one.name, one.before, one.after, one.unit, _share(one)),
-                Cell(one.change, _TONES[one.change]),
+                Cell(one.change, TONES[one.change]),
             ]
             for one in comparison.differences
         ],
-        caption=f"A latency is slower if it grew by more than {limit:.0%} and the confidence "
-        "bounds do not overlap.",
+        caption=_RULES[of_batch].format(limit),
     )
     found = [comparison.bottleneck] if comparison.bottleneck else []
     finding = [findings_table([dataclasses.asdict(one) for one in found])] if found else []
-    curves = [
-        Section(name, [Chart(spec=spec, caption="The latency by percentile.")])
-        for name, spec in charts.compared_curves(samples)
-    ]
+    curves = [*(_batch_charts if of_batch else _curves)(samples)]
     worse, total = len(comparison.worse), len(comparison.differences)
     said = f"{worse} of {total} figures are worse." if worse else "No figure is worse."
     title = f"{after} compared with {before}"
     return write_page(title, [Section("", [Text(said, "lead"), table, *finding]), *curves])
+
+
+def _curves(samples: Mapping[str, pa.Table]) -> Iterator[Section]:
+    for name, spec in charts.compared_curves(samples):
+        yield Section(name, [Chart(spec=spec, caption="The latency by percentile.")])
+
+
+def _batch_charts(samples: Mapping[str, pa.Table]) -> Iterator[Section]:
+    caption = "The seconds of each complete run by its rows."
+    yield Section("Seconds", [Chart(spec=compared_seconds(samples), caption=caption)])
 
 
 def _share(one: Difference) -> str:

@@ -18,6 +18,8 @@ from common.errors import InputError, OutputError, one_line
 from common.html_pages.page import Cell, Chart, Code, Section, Table, Text, Tone, number, write_page
 from scale_tests.measures.level import Verdict
 from scale_tests.pages import charts
+from scale_tests.pages.batch_page import batch_sections
+from scale_tests.pages.findings import findings_table
 
 PAGE = "report.html"
 _TONES: Mapping[str, Tone] = {
@@ -90,6 +92,9 @@ def page(result: Mapping[str, Any], samples: pa.Table, more: Iterable[Section] =
     tested = plan["send_to"]
     # A URL ends with a path that all servers have.
     name = tested if "://" in tested else tested.rpartition("/")[2]
+    if plan["target"] == "batch":
+        title = f"Scale test of {plan['batch']['pipeline']}"
+        return write_page(title, batch_sections(result, more))
     title = f"Scale test of {name or plan['target']}"
     return write_page(title, _sections(result, samples, more))
 
@@ -218,24 +223,6 @@ def _figures(levels: Sequence[Mapping[str, Any]], item: str) -> Table:
         ],
         caption=f"Latencies in milliseconds from the time at which a {item} was due, with bounds "
         "that contain the true percentile with a probability of 95 %.",
-    )
-
-
-def findings_table(findings: Sequence[Mapping[str, Any]]) -> Table:
-    """Return findings with their evidence, as result.json has them."""
-
-    def value(finding: Mapping[str, Any]) -> str:
-        found = finding["value"]
-        if found is None:
-            return "insufficient data"
-        text = found if isinstance(found, str) else number(found)
-        return f"{text} {finding['unit']}".strip()
-
-    return Table(
-        head=["finding", "value", "confidence", "evidence"],
-        rows=[
-            [one["name"], value(one), one["confidence"], tuple(one["evidence"])] for one in findings
-        ],
     )
 
 

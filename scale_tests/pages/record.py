@@ -33,7 +33,7 @@ def write(outcome: Outcome, plan: Plan, folder: Path) -> None:
     Raises:
         OutputError: The folder cannot be written, for example because the disk is full.
     """
-    with _writing(folder):
+    with writing(folder):
         pq.write_table(samples(outcome), folder / "samples.parquet")
         for number, (level, _) in enumerate(outcome.levels):
             _write_hlog(level, folder / f"level-{number:02d}.hlog")
@@ -47,7 +47,7 @@ def prepare(folder: Path) -> None:
     Raises:
         OutputError: The folder cannot be created, or has files.
     """
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise OutputError(f"{folder} has files: name a new folder with --output")
@@ -56,7 +56,8 @@ def prepare(folder: Path) -> None:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Raise OutputError if a file in a folder cannot be written in the block."""
     try:
         yield
     except OSError as error:
@@ -77,7 +78,7 @@ def result(outcome: Outcome, plan: Plan) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """Return what sent the messages: versions, and the machine without its name."""
+    """Return what ran the test: versions, and the machine without its name."""
     return {
         "millrace": metadata.version("millrace"),
         "python": platform.python_version(),

@@ -25,7 +25,8 @@ from scale_tests.measures.watched import (
     watch,
 )
 from scale_tests.pages import charts
-from scale_tests.pages.page import findings_table, read_result, write_html
+from scale_tests.pages.findings import findings_table
+from scale_tests.pages.page import read_result, write_html
 
 FILE = "monitoring.json"
 
@@ -45,6 +46,8 @@ def write_watched(folder: Path, cloud: Cloud, ids: Mapping[Resource, str]) -> No
         OutputError: The file cannot be written.
     """
     result, samples = read_result(folder)
+    if result["plan"]["target"] == "batch":
+        raise InputError(f"{folder} is the result of a batch, whose page shows no Cloud Monitoring")
     if not samples.num_rows:
         raise InputError(f"{folder}: no message was measured, so there is no time to look at")
     start, end = _times(samples)
