@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.bench import Bench
 from benchmarks.row_costs import write_results
+from benchmarks.senders import SEED
 from benchmarks.serving.servers import server
 from benchmarks.stream.run import LIMITS, local_servers, make_bodies, streaming, topic
 from benchmarks.summary import Record
@@ -27,7 +28,6 @@ from scale_tests.streams.stream import run_stream
 PIPELINES = ("stream_local", "stream_vertex")
 # Messages per second, and for how many seconds.
 RATES = ((10, 60), (50, 60), (200, 20), (1_000, 20))
-SEED = 20_261_121
 BODIES = 2_000
 PERCENTILES = (50, 95, 99)
 # Milliseconds that the reference recorded, by messages per second. It has no result for 80.

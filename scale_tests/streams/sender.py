@@ -9,6 +9,7 @@ from threading import BoundedSemaphore
 from typing import Any
 
 import numpy as np
+from google.pubsub_v1.types import PublishRequest
 from numpy.typing import NDArray
 
 from cloud.clients import Cloud
@@ -20,6 +21,10 @@ Floats = NDArray[np.float64]
 # Requests of a process that run at the same time. Messages that become due while all of them run
 # are published together.
 IN_FLIGHT = 4
+# How long after the start of a request the next one starts at the earliest. Messages that become
+# due meanwhile share it, because a request takes half a millisecond of CPU time, and each of its
+# messages hardly any. So a message is sent later by at most this time, at a low rate hardly ever.
+GAP_SECONDS = 0.001
 # How long a request is retried. A load that is that late does not count anyway.
 PATIENCE_SECONDS = 10.0
 # Pub/Sub's limit for the messages of a request.
@@ -60,12 +65,15 @@ class Load:
             faulty=self.faulty[number::of],
         )
 
-    def messages(self, start: int, stop: int) -> list[dict[str, bytes]]:
-        """Return some of the messages as Pub/Sub takes them."""
-        return [
-            {"data": self.bodies.message(self.test_id, int(number), bool(bad))}
-            for number, bad in zip(self.sequence[start:stop], self.faulty[start:stop], strict=True)
-        ]
+    def request(self, start: int, stop: int) -> PublishRequest:
+        """Return the request that publishes some of the messages."""
+        # Filling the bare protobuf message takes a tenth of the time that proto-plus takes.
+        request = PublishRequest.pb(PublishRequest(topic=self.topic))
+        for number in range(start, stop):
+            bad = bool(self.faulty[number])
+            body = self.bodies.message(self.test_id, int(self.sequence[number]), bad)
+            request.messages.add(data=body)
+        return PublishRequest.wrap(request)
 
 
 @dataclass(frozen=True)
@@ -89,17 +97,13 @@ def publish(load: Load) -> Published:
     errors: list[str] = []
     free = BoundedSemaphore(IN_FLIGHT)
     client: Any = load.cloud.publisher()
+    patient = retry(PATIENCE_SECONDS)
 
     def send(start: int, stop: int) -> None:
         try:
-            messages = load.messages(start, stop)
+            request = load.request(start, stop)
             now = time.time()
-            client.publish(
-                topic=load.topic,
-                messages=messages,
-                retry=retry(PATIENCE_SECONDS),
-                timeout=PATIENCE_SECONDS,
-            )
+            client.publish(request=request, retry=patient, timeout=PATIENCE_SECONDS)
             at[start:stop] = now
         except Exception as error:  # the account shows which messages were not sent
             errors.append(explain(error))
@@ -107,14 +111,15 @@ def publish(load: Load) -> Published:
             free.release()
 
     began, used = time.monotonic(), time.process_time()
-    start = 0
+    start, again = 0, 0.0
     with ThreadPoolExecutor(IN_FLIGHT) as threads:
         while start < len(load.due):
-            time.sleep(max(0.0, load.due[start] - time.time()))
+            time.sleep(max(0.0, max(load.due[start], again) - time.time()))
             free.acquire()
             stop = int(np.searchsorted(load.due, time.time(), "right"))
             stop = min(max(stop, start + 1), start + PER_REQUEST)
             threads.submit(send, start, stop)
+            again = time.time() + GAP_SECONDS
             start = stop
     wall = max(time.monotonic() - began, 1e-9)
     return Published(at, (time.process_time() - used) / wall, *errors[:1])
