@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import uvicorn
+from command_line import words
 from faulty_endpoint import SERVER_ERROR, TOO_FEW, faulty_endpoint, in_turn
 from same_scores import assert_predictions
 from serving_client import Client, Running, running
 from waiting import wait_until
 
-from benchmarks.serving import scale_test
+from benchmarks.serving import scale_test, sender
 from benchmarks.serving.http_load import run
 from benchmarks.serving.minimal_fastapi import make_app
 from benchmarks.serving.servers import GATE_ROWS, body_of, find_fault
@@ -92,3 +93,11 @@ def test_a_request_that_the_log_lacks_is_noticed() -> None:
     assert (found["requests"], found["requests_in_log"]) == (3, 3)
     assert found["difference"]["p50"] == pytest.approx(0.2 / 0.18 - 1, abs=1e-3)
     assert scale_test.compare(sent, sent + 0.2, log[:3])["requests_in_log"] == 2
+
+
+def test_a_sender_is_measured_against_a_server_that_answers_at_once(tmp_path: Path) -> None:
+    flags = {"output": tmp_path, "rates": 40, "seconds": 1, "rounds": 2}
+    sender.main(words(flags))
+    found = json.loads((tmp_path / "endpoint_sender.json").read_text())
+    assert [run["rate"] for run in found["runs"]] == [40, 40]
+    assert all(run["sent"] > 10 and len(run["late_ms"]) == 3 for run in found["runs"])
