@@ -22,6 +22,7 @@ from transforms.files import staging
 from transforms.files.commit import commit
 from transforms.files.destination import Destination, FolderDestination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.store import read_version
 from transforms.results import open_result
 
 FIRST, SECOND, THIRD = "aaaaaaaa", "bbbbbbbb", "cccccccc"
@@ -147,7 +148,8 @@ def lines(values: Sequence[int]) -> bytes:
 class Attempt:
     """An attempt at run r, whose rows differ from those of other attempts.
 
-    scores, letters: the numbers of files, with two rows each.
+    scores, letters: the numbers of files, with two rows each. page: whether it has a page, which
+    names the attempt.
     """
 
     place: Place
@@ -155,6 +157,7 @@ class Attempt:
     token: str
     scores: int
     letters: int
+    page: bool = False
 
     def folder(self, name: str) -> RunFolder:
         return RunFolder(f"{self.place.root}/{name}", "r", self.token)
@@ -188,7 +191,8 @@ class Attempt:
 
     def commit(self, files: list[StagedFile]) -> None:
         report = lambda listing: json.dumps({"rows_in": 0, **listing}).encode()  # noqa: E731
-        commit(self.destinations, files, self.folder(self.layout[0]), report)
+        page = (lambda content: json.loads(content)["attempt"].encode()) if self.page else None
+        commit(self.destinations, files, self.folder(self.layout[0]), report, page)
 
     def die(self) -> None:
         """Release the locks, as the system does when a process ends."""
@@ -203,6 +207,13 @@ def read(place: Place, name: str = "out") -> tuple[list[int], list[int]]:
         table = open_result(f"{place.root}/{name}/r", part).to_table()
         found.append(sorted(table["a"].to_pylist()) if table.num_columns else [])
     return found[0], found[1]
+
+
+def shown(place: Place, name: str = "out") -> tuple[str, str | None, str | None]:
+    """Return the attempt of the report, the name of its page, and the attempt of the page."""
+    report = json.loads(read_version(f"{place.root}/{name}/r/report.json").content or b"")
+    page = read_version(f"{place.root}/{name}/r/report.html").content
+    return report["attempt"], report.get("page"), None if page is None else page.decode()
 
 
 def bare(place: Place, layout: Layout) -> set[str]:

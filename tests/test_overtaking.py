@@ -15,7 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 from apache_beam.internal.gcp import auth
-from attempts_by_hand import FIRST, ONE, SECOND, TWO, Attempt, Bucket, Layout, Steps, bare, read
+from attempts_by_hand import (
+    FIRST,
+    ONE,
+    SECOND,
+    THIRD,
+    TWO,
+    Attempt,
+    Bucket,
+    Layout,
+    Steps,
+    bare,
+    read,
+    shown,
+)
 from google.api_core import exceptions
 from google.cloud import storage
 from hypothesis import HealthCheck, given, settings
@@ -146,9 +159,13 @@ class Turns:
             yield
 
 
-def race(place: Bucket, layout: Layout, order: list[int]) -> Turns:
+def pair(place: Bucket, layout: Layout) -> list[Attempt]:
+    return [Attempt(place, layout, FIRST, 2, 1), Attempt(place, layout, SECOND, 1, 2)]
+
+
+def race(attempts: list[Attempt], order: list[int]) -> Turns:
     """Let two attempts commit, with their requests in an order; return who made the requests."""
-    attempts = [Attempt(place, layout, FIRST, 2, 1), Attempt(place, layout, SECOND, 1, 2)]
+    place, layout = attempts[0].place, attempts[0].layout
     staged = [attempt.stage() for attempt in attempts]
     turns = Turns(order)
     with turns.taking(), ThreadPoolExecutor(2) as threads:
@@ -182,7 +199,7 @@ def test_an_attempt_overtaken_between_any_two_requests_fails_or_is_replaced(
         if earlier:
             before = Attempt(here, layout, "cccccccc", 1, 1)
             before.commit(before.stage())
-        taken = race(here, layout, [0] * at + [1] * 200).taken
+        taken = race(pair(here, layout), [0] * at + [1] * 200).taken
         outcomes.add(read(here)[0][0] // 1000)
         if 1 not in taken[: len(taken) - 1 - taken[::-1].index(0)]:
             break
@@ -191,13 +208,33 @@ def test_an_attempt_overtaken_between_any_two_requests_fails_or_is_replaced(
     assert len(outcomes) == 2 or not earlier
 
 
+# The second attempt runs between any two requests of the first one.
+@pytest.mark.parametrize("pages", [(False, True), (True, False)])
+def test_the_page_is_that_of_the_report_wherever_an_attempt_is_overtaken(
+    place: Bucket, pages: tuple[bool, bool]
+) -> None:
+    for at in range(1, 200):
+        here = Bucket(f"{place.root}/{at}", place.servers)
+        before = Attempt(here, ONE, THIRD, 0, 1, page=True)
+        before.commit(before.stage())
+        tokens = zip((FIRST, SECOND), pages, strict=True)
+        attempts = [Attempt(here, ONE, token, 0, 1, page=page) for token, page in tokens]
+        taken = race(attempts, [0] * at + [1] * 200).taken
+        attempt, name, page = shown(here)
+        has_page = dict(zip((FIRST, SECOND), pages, strict=True))[attempt]
+        assert (name, page) == (("report.html", attempt) if has_page else (None, None))
+        if 1 not in taken[: len(taken) - 1 - taken[::-1].index(0)]:
+            break
+    assert at > 10
+
+
 @settings(max_examples=examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.lists(st.integers(0, 1), max_size=60), layout=st.sampled_from([ONE, TWO]))
 def test_however_two_attempts_interleave_a_reader_finds_one_whole_result(
     place: Bucket, order: list[int], layout: Layout
 ) -> None:
     here = Bucket(f"{place.root}/{os.urandom(4).hex()}", place.servers)
-    race(here, layout, order)
+    race(pair(here, layout), order)
 
 
 def batch(example: Path, **flags: object) -> list[str]:

@@ -140,8 +140,8 @@ class _Commit:
         make_folder(folder.staging)
         content = report(listing.facts())
         page = None if self.page is None else self.page(content)
-        if found.page and read_version(folder.report) == before:
-            remove_page(folder)
+        if found.page:
+            remove_page(folder, before)
         replaced = replace(folder.report, content, before, folder.staged("report.json"))
         # Another attempt was faster, unless an earlier try of this request had succeeded and only
         # its response was lost.

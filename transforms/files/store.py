@@ -201,6 +201,22 @@ def delete(paths: Iterable[str]) -> None:
     delete_objects(_client, objects)
 
 
+def delete_version(path: str, version: Version) -> None:
+    """Remove a file, unless it has changed since it was read.
+
+    Args:
+        path: The path of the file.
+        version: The version that was read.
+    """
+    if version.content is None:
+        return
+    if _is_object(path):
+        with contextlib.suppress(exceptions.NotFound, exceptions.PreconditionFailed):
+            _blob(path).delete(if_generation_match=version.mark)
+    elif read_version(path) == version:
+        delete([path])
+
+
 def _is_object(path: str) -> bool:
     """Return whether a path is in Cloud Storage."""
     return path.startswith("gs://")
