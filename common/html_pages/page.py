@@ -184,11 +184,10 @@ def _table(table: Table) -> str:
         f"<tr>{''.join(_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True))}</tr>\n"
         for row in table.rows
     )
-    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
-    return (
-        f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>\n"
-    )
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    # A caption of a table would be as narrow, or as wide, as the table.
+    caption = f"<figcaption>{html.escape(table.caption)}</figcaption>" if table.caption else ""
+    return f'<figure>{caption}<div class="scroll">{body}</div></figure>\n'
 
 
 def _cell(cell: CellValue, kind: str) -> str:
