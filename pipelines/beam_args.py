@@ -89,12 +89,8 @@ def beam_options(
     standard.runner = runner
     if streaming:
         standard.streaming = True
-        if runs_in_process(options) and direct.direct_num_workers != 1:
-            raise UsageError(
-                f"--direct_num_workers must be 1 for a stream, got {direct.direct_num_workers}: "
-                f"with several workers, Beam's {IN_PROCESS} forgets work that a step puts off, so "
-                "a stream would end at once; use --stream_readers to receive more messages"
-            )
+        if runs_in_process(options):
+            _check_stream_here(direct)
     if runs_in_process(options) and not streaming and not any("direct_" in arg for arg in args):
         direct.direct_num_workers = os.cpu_count() or 1
         if direct.direct_num_workers > 1:
@@ -105,6 +101,21 @@ def beam_options(
     # The code is installed on the workers as a package, so they do not need the state of __main__.
     options.view_as(SetupOptions).save_main_session = False
     return options
+
+
+def _check_stream_here(direct: DirectOptions) -> None:
+    """Raise UsageError for flags with which FnApiRunner does not run a stream to its end."""
+    if direct.direct_num_workers != 1:
+        raise UsageError(
+            f"--direct_num_workers must be 1 for a stream, got {direct.direct_num_workers}: "
+            f"with several workers, Beam's {IN_PROCESS} forgets work that a step puts off, so a "
+            "stream would end at once; use --stream_readers to receive more messages"
+        )
+    if direct.direct_running_mode == "multi_processing":
+        raise UsageError(
+            "--direct_running_mode must not be multi_processing for a stream, which would not know "
+            "what its worker process has done: leave it out, or use --runner PrismRunner"
+        )
 
 
 def given_flags(args: Sequence[str]) -> dict[str, Any]:

@@ -324,6 +324,28 @@ def test_a_wrong_value_is_described_in_words(argv: tuple[str, ...], message: str
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("stop_after_seconds", 999_999_999),
+        ("retry_seconds", 999_999_999),
+        ("report_seconds", 999_999_999),
+        ("window_seconds", 999_999_999),
+        ("deduplicate_seconds", 999_999_999),
+        ("max_batch_wait_ms", 999_999_999),
+        ("file_seconds", 86_400),
+    ],
+)
+def test_durations_are_limited_to_what_clocks_and_folders_of_days_hold(
+    name: str, limit: int
+) -> None:
+    for fit in (1, limit // 2, limit - 1, limit):
+        assert flags_of(STREAM, f"--{name}", str(fit))
+    for unfit in (0, limit + 1, limit * 10):
+        with pytest.raises(UsageError, match=f"--{name} must be from 1 to {limit}, got {unfit}"):
+            flags_of(STREAM, f"--{name}", str(unfit))
+
+
 def test_no_error_describes_a_value_by_a_regular_expression() -> None:
     for kind in {kind for command in [*TEMPLATES, REPLAY] for kind in command.options}:
         for f in dataclasses.fields(kind):

@@ -151,6 +151,13 @@ def test_a_stream_in_this_process_has_one_worker(number: int) -> None:
         beam_options([f"--direct_num_workers={number}"], streaming=True)
 
 
+def test_a_stream_in_this_process_has_its_worker_here() -> None:
+    with pytest.raises(UsageError, match="must not be multi_processing for a stream"):
+        beam_options(["--direct_running_mode=multi_processing"], streaming=True)
+    assert beam_options(["--direct_running_mode=multi_threading"], streaming=True)
+    assert beam_options(["--direct_running_mode=multi_processing"])
+
+
 @pytest.mark.parametrize(
     ("args", "shared"),
     [

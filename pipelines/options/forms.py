@@ -20,6 +20,12 @@ class Form:
 
 AT_LEAST_0 = Form(r"\d+", "be at least 0")
 AT_LEAST_1 = Form(r"[1-9]\d*", "be at least 1")
+# Clocks and timestamps cannot hold any number of seconds.
+DURATION = Form(r"[1-9]\d{0,8}", "be from 1 to 999999999")
+# At most a day.
+SECONDS_OF_DAY = Form(
+    r"[1-9]\d{0,3}|[1-7]\d{4}|8[0-5]\d{3}|86[0-3]\d{2}|86400", "be from 1 to 86400"
+)
 SHARE = Form(r"0(\.\d+)?|1(\.0+)?", "be a number from 0 to 1")
 SHA256 = Form(r"(sha256:)?[0-9a-fA-F]{64}", "be 64 hexadecimal digits")
 DEVICE = Form(r"auto|cpu|cuda(:\d+)?", "be auto, cpu, cuda or cuda:N")

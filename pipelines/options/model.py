@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.options.flag import flag
-from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, DEVICE, HTTP_URL, SHA256
+from pipelines.options.forms import AT_LEAST_0, AT_LEAST_1, DEVICE, DURATION, HTTP_URL, SHA256
 
 Precision = Literal["float32", "tf32", "bf16", "fp16", "auto"]
 InstanceFormat = Literal["list", "named"]
@@ -178,7 +178,7 @@ class EndpointOptions:
         60,
         label="Request timeout",
         param_type="NUMBER",
-        form=AT_LEAST_1,
+        form=DURATION,
     )
     endpoint_cache_rows: int = flag(
         "number of predictions that a worker process caches for rows with equal features; 0 "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.options.flag import flag
-from pipelines.options.forms import AT_LEAST_1, SUBSCRIPTION, TOPIC
+from pipelines.options.forms import AT_LEAST_1, DURATION, SUBSCRIPTION, TOPIC
 from pipelines.options.stream import MessageKind
 
 
@@ -98,7 +98,7 @@ class ReplayOptions:
         "window_end of its window",
         label="Window seconds",
         param_type="NUMBER",
-        form=AT_LEAST_1,
+        form=DURATION,
     )
     output_topic: str | None = flag(
         "Pub/Sub topic to publish the results to as well, one JSON message per row",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.options.flag import flag
-from pipelines.options.forms import AT_LEAST_1, RUN_ID
+from pipelines.options.forms import DURATION, RUN_ID
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CloudOptions:
         120,
         label="Retry seconds",
         param_type="NUMBER",
-        form=AT_LEAST_1,
+        form=DURATION,
     )
 
 

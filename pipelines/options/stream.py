@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.options.flag import flag
-from pipelines.options.forms import AT_LEAST_1, RUN_ID, SUBSCRIPTION, TOPIC
+from pipelines.options.forms import (
+    AT_LEAST_1,
+    DURATION,
+    RUN_ID,
+    SECONDS_OF_DAY,
+    SUBSCRIPTION,
+    TOPIC,
+)
 from pipelines.options.shared import (
     OutputSchema,
     cluster_by_flag,
@@ -95,7 +102,7 @@ class StreamSourceOptions:
         "(default: keep duplicates)",
         label="Deduplicate seconds",
         param_type="NUMBER",
-        form=AT_LEAST_1,
+        form=DURATION,
     )
     deduplicate_attribute: str | None = flag(
         "attribute that identifies a message instead of the message id, for publishers that send "
@@ -108,14 +115,14 @@ class StreamSourceOptions:
         "batches (default: do not wait; 100 behind --deduplicate_seconds on Dataflow)",
         label="Maximum wait for a batch",
         param_type="NUMBER",
-        form=AT_LEAST_1,
+        form=DURATION,
     )
     window_seconds: int | None = flag(
         "length of a window in seconds; adds to each row the window_start and window_end of its "
         "window, without waiting for the window to close",
         label="Window seconds",
         param_type="NUMBER",
-        form=AT_LEAST_1,
+        form=DURATION,
     )
 
 
@@ -150,7 +157,7 @@ class StreamSinkOptions:
         300,
         label="File seconds",
         param_type="NUMBER",
-        form=AT_LEAST_1,
+        form=SECONDS_OF_DAY,
     )
     output_schema: OutputSchema = output_schema_flag()
     row_timings: bool = flag(
@@ -200,7 +207,7 @@ class StreamRunOptions:
         10,
         label="Report seconds",
         param_type="NUMBER",
-        form=AT_LEAST_1,
+        form=DURATION,
         in_template=False,
     )
     stop_after_seconds: int | None = flag(
@@ -208,7 +215,7 @@ class StreamRunOptions:
         "Ctrl-C)",
         label="Stop after seconds",
         param_type="NUMBER",
-        form=AT_LEAST_1,
+        form=DURATION,
         in_template=False,
     )
     allow_state_loss: bool = flag(
