@@ -1,12 +1,13 @@
-"""Events and threads that stay usable if a signal interrupts the main thread."""
+"""Signals that interrupt the main thread, and events and threads that stay usable then."""
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -101,3 +102,32 @@ class Background(Generic[T]):
         if self._error is not None:
             raise self._error
         return cast(T, self._result)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as Ctrl-C does.
+
+    Only the first signal interrupts: a shell that closes sends SIGHUP twice, and the second one
+    must not stop the cleanup. Under nohup, SIGHUP stays ignored.
+
+    Yields:
+        A list that holds the number of the signal once it has been received.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _: Any) -> None:
+        if not received:
+            received.append(number)
+            raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -12,15 +12,15 @@ import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from cloud.proxies import spare_loopback
 from common import errors
 from common.addresses import guard_output
+from common.interrupts import ended_by_signals
 from common.memory import (
     ADVICE,
     imported,
@@ -109,35 +109,6 @@ def run_and_exit(command: Command, argv: Sequence[str]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[list[int]]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as Ctrl-C does.
-
-    Only the first signal interrupts: a shell that closes sends SIGHUP twice, and the second one
-    must not stop the cleanup. Under nohup, SIGHUP stays ignored.
-
-    Yields:
-        A list that holds the number of the signal once it has been received.
-    """
-    received: list[int] = []
-
-    def interrupt(number: int, _: Any) -> None:
-        if not received:
-            received.append(number)
-            raise KeyboardInterrupt
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, interrupt)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def say(line: str) -> None:

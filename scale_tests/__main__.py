@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from common.addresses import guard_output
 from common.command_line import CommandParser
 from common.errors import MillraceError, UsageError, one_line
+from common.interrupts import ended_by_signals
 from common.terminal import print_error
 from scale_tests.load.batch_plan import BatchPlan
 from scale_tests.load.plan import Plan
@@ -181,7 +182,9 @@ def _batch(args: argparse.Namespace) -> int:
     from scale_tests.batches.batch import run_batch
     from scale_tests.pages.batch_record import write_batch
 
-    outcome = run_batch(plan, folder, show)
+    # The command has a process group of its own, which a closed terminal does not end.
+    with ended_by_signals():
+        outcome = run_batch(plan, folder, show)
     write_batch(outcome, folder)
     return _end(outcome, folder, outcome.ended)
 
@@ -259,6 +262,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from common.html_pages.page import number
     from scale_tests.pages.compare import PAGE, read_share, write_comparison
 
     path = args.output or args.after / PAGE
@@ -266,7 +270,8 @@ def _compare(args: argparse.Namespace) -> int:
     found = write_comparison(args.before, args.after, limit, path, args.moved)
     worse = found.worse
     for one in worse:
-        show(f"{one.name}: {one.before:,.4g} {one.unit} before, {one.after:,.4g} after")
+        before, after = ("-" if x is None else number(x) for x in (one.before, one.after))
+        show(f"{one.name}: {before} {one.unit} before, {after} after")
     if (bottleneck := found.bottleneck) is not None:
         value = bottleneck.value or bottleneck.confidence
         show(f"bottleneck: {value} ({bottleneck.confidence}): {bottleneck.evidence[0]}")

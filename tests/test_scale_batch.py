@@ -183,13 +183,14 @@ def test_a_batch_that_refuses_to_start_ends_the_test_in_one_line(
     assert not [*stand.data.iterdir()]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_test_ends_the_command_and_has_a_partial_page(
-    stand: Stand, faulty: Callable[[str], tuple[int, str, str]]
+    stand: Stand, faulty: Callable[[str], tuple[int, str, str]], number: int
 ) -> None:
     def interrupt() -> None:
         log = stand.out / "phase_1_rows_1000-run-1.log"
         wait_until(lambda: log.exists() and "running" in log.read_text())
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -241,6 +242,17 @@ def test_a_full_disk_is_one_line(
         lambda path: create_file(path) if "/check/" in path else full.open("wb"),
     )
     assert_one_line_error(faulty("none"), 1, "rows cannot be written to ", "No space left")
+
+
+def test_a_bucket_without_credentials_is_one_line(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("STORAGE_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(stand.folder))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    result = stand.run((f"{stand.folder}/data", "gs://no-such-bucket/folder"))
+    assert_one_line_error(result, 1, "no usable Google Cloud credentials")
 
 
 def test_a_file_of_rows_is_sent_in_turn(stand: Stand, example: Path) -> None:

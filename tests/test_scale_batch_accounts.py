@@ -173,6 +173,15 @@ def test_a_time_that_grows_faster_than_the_rows_is_not_linear() -> None:
     assert found["time of 50,000 rows"].confidence == "low"
 
 
+def test_runs_that_differ_too_much_do_not_say_how_the_time_grows() -> None:
+    noisy = [level(1_000, 3.6, 4.5), level(10_000, 6.9, 8.4), level(50_000, 16.4, 20.5)]
+    found = findings(*noisy)["growth of the time"]
+    assert found.value is None
+    assert "repeat them" in found.evidence[0]
+    once = [level(1_000, 5.5), level(10_000, 10.0), level(100_000, 55.0)]
+    assert findings(*once)["growth of the time"].confidence == "low"
+
+
 def test_sizes_whose_times_do_not_differ_give_no_rate() -> None:
     levels = [level(rows, 5.0, 5.2, 4.9) for rows in (10, 20, 30)]
     found = findings(*levels, goal=BatchGoal(rows=1_000_000, usd_per_hour=1))

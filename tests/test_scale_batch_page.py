@@ -23,7 +23,7 @@ PLAN = BatchPlan(
     send_to="./out",
     batch=Batch(max_seconds=1_000, flags=("--model", "</script><img src=x>")),
     goal=BatchGoal(rows=1_000_000, usd_per_hour=1),
-    phases=(Offline(rows=SIZES, repeat=2),),
+    phases=(Offline(rows=SIZES, repeat=3),),
 )
 
 
@@ -34,7 +34,12 @@ def _libraries() -> None:
 
 
 def outcome(
-    rate: float = 1_000.0, *, lost: int = 0, peak: float = 5e8, faults: tuple[str, ...] = ()
+    rate: float = 1_000.0,
+    *,
+    lost: int = 0,
+    peak: float = 5e8,
+    faults: tuple[str, ...] = (),
+    repeat: int = 3,
 ) -> BatchOutcome:
     """Return a test of a batch with a fixed time of 5 seconds; its last level loses rows."""
 
@@ -56,7 +61,11 @@ def outcome(
         )
 
     levels = tuple(
-        BatchLevel(name=f"1 offline, {rows:,} rows", rows=rows, runs=(run(rows, 1), run(rows, 2)))
+        BatchLevel(
+            name=f"1 offline, {rows:,} rows",
+            rows=rows,
+            runs=tuple(run(rows, number) for number in range(1, repeat + 1)),
+        )
         for rows in SIZES
     )
     return BatchOutcome(test_id="abc", plan=PLAN, levels=levels)
@@ -81,8 +90,8 @@ def test_chromium_draws_every_chart_and_shows_the_figures_of_the_result(tmp_path
         assert row[:5] == [
             level["name"],
             "failed" if level["rows"] == SIZES[-1] else "passed",
-            "0 of 2" if level["rows"] == SIZES[-1] else "2 of 2",
-            f"{2 * level['rows']:,}",
+            "0 of 3" if level["rows"] == SIZES[-1] else "3 of 3",
+            f"{3 * level['rows']:,}",
             f"{level['accounts']['scored']:,}",
         ]
         assert others[0] == level["name"]
@@ -117,6 +126,11 @@ def test_a_slower_batch_is_slower_and_a_faster_one_faster() -> None:
     assert set(found(outcome(), outcome()).values()) == {Change.SAME}
     within = found(outcome(1_000), outcome(950))
     assert set(within.values()) == {Change.SAME}
+
+
+def test_fewer_than_three_runs_do_not_say_that_a_batch_is_slower() -> None:
+    changes = found(outcome(1_000), outcome(100, repeat=2))
+    assert changes["1 offline, 100,000 rows, rate rows/s"] is Change.UNKNOWN
 
 
 def test_memory_that_grew_is_worse_and_less_memory_is_better() -> None:

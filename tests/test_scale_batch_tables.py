@@ -1,4 +1,4 @@
-"""A scale test of a batch that reads and writes tables, on the emulator."""
+"""A scale test of a batch that reads and writes tables, or files in a bucket, on the emulators."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def stand(
 
 
 def test_every_row_of_a_table_is_accounted_for_and_only_own_tables_are_removed(
-    stand: Stand,
+    stand: Stand, emulators: LocalCloud
 ) -> None:
     stand.client.query(f"CREATE TABLE `{stand.dataset}.other` (x INT64)").result()
     assert stand.run() == 0
@@ -76,6 +76,25 @@ def test_every_row_of_a_table_is_accounted_for_and_only_own_tables_are_removed(
         assert accounts["dead_lettered"] > 0
         assert level["start_seconds"] > 0
     assert stand.tables() == {"other"}
+    left = emulators.cloud.storage().list_blobs("bucket", prefix="tmp/millrace/")
+    assert not [blob.name for blob in left if result["test_id"] in blob.name]
+
+
+def test_every_row_of_files_in_a_bucket_is_accounted_for(
+    stand: Stand, emulators: LocalCloud
+) -> None:
+    bucket = emulators.cloud.storage().bucket("bucket")
+    folder = f"scale-{stand.dataset.rpartition('.')[2]}"
+    bucket.blob(f"{folder}/other").upload_from_string("of the user")
+    text = stand.plan.read_text().replace(f'"{stand.dataset}"', f'"gs://bucket/{folder}"')
+    stand.plan.write_text(text.replace("rows = [300, 1_000]", "rows = 1_000"))
+    assert stand.run() == 0
+    (level,) = json.loads((stand.out / "result.json").read_text())["levels"]
+    assert level["verdict"] == "passed", level["reasons"]
+    assert level["accounts"]["scored"] + level["accounts"]["dead_lettered"] == 1_000
+    assert level["written_bytes"] > 0
+    found = emulators.cloud.storage().list_blobs("bucket", prefix=f"{folder}/")
+    assert [blob.name for blob in found] == [f"{folder}/other"]
 
 
 def test_a_dataset_that_does_not_exist_is_one_line(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cloud.clients import Cloud, credentials
+from cloud.endpoints import Endpoints
 from common.errors import InputError, MillraceError, UsageError, one_line
 from scale_tests.batches.command import Ended, command_of, run_command
 from scale_tests.batches.files import Files
@@ -25,6 +27,7 @@ from scale_tests.measures.batch_runs import (
 
 # The rows with which the command is checked before the test.
 CHECK_ROWS = 100
+LIMIT = "max_dead_letter_share"
 
 
 @dataclass
@@ -75,7 +78,7 @@ class BatchTest:
         """
         level = Level("check", CHECK_ROWS, self._count, "check")
         self._count += CHECK_ROWS
-        ended = self._start(level, self._write(level), "check-run-0", "--dry_run")
+        ended = self._start(level, self._write(level), self._run_id(level, 0), "--dry_run")
         self.place.drop(level.key)
         if ended.interrupted:
             raise KeyboardInterrupt
@@ -111,16 +114,24 @@ class BatchTest:
         return self.place.write(level.key, rows)
 
     def _start(self, level: Level, source: Input, run_id: str, *more: str) -> Ended:
+        batch = self.plan.batch
         flags = (
+            # The plan says how many rows are faulty, and the accounts whether that was so.
+            *(() if batch.value_of(LIMIT) else (f"--{LIMIT}", "1")),
             *source.flags,
             *self.place.flags(run_id),
             *("--id_column", ID, "--run_id", run_id, "--json_summary"),
             *more,
         )
-        return run_command(command_of(self.plan.batch, flags), self.logs / f"{run_id}.log")
+        log = f"{run_id.removeprefix(f'{self.test_id}-')}.log"
+        return run_command(command_of(batch, flags), self.logs / log)
+
+    def _run_id(self, level: Level, round: int) -> str:
+        """Return the id of a run, which no other test has."""
+        return f"{self.test_id}-{level.key}-run-{round}"
 
     def _measure(self, level: Level, source: Input, round: int) -> None:
-        run_id = f"{level.key}-run-{round}"
+        run_id = self._run_id(level, round)
         ended = self._start(level, source, run_id)
         run = self._account(level, source, ended, self.place.read(run_id), round)
         level.runs.append(run)
@@ -206,17 +217,20 @@ def line(level: Level, run: Run) -> str:
         if count or name in ("scored", "lost")
     )
     memory = f", {run.peak_bytes / 1e6:,.0f} MB" if run.peak_bytes else ""
+    rate = f", {run.rows_per_second:,.0f} rows/s{memory}" if run.complete else ""
     faults = f"; {'; '.join(run.faults)}" if run.faults else ""
-    figures = f"{run.seconds:,.1f} s, {run.rows_per_second:,.0f} rows/s{memory}"
-    return f"{level.name}, run {run.round}: {accounts}; {figures}{faults}"
+    return f"{level.name}, run {run.round}: {accounts}; {run.seconds:,.1f} s{rate}{faults}"
 
 
 def _place(plan: BatchPlan, test_id: str) -> Place:
     if plan.in_tables:
-        from cloud.clients import Cloud
         from scale_tests.batches.tables import Tables
 
-        return Tables(Cloud(plan.send_to.rpartition(".")[0]), plan.send_to, test_id)
+        cloud = Cloud(plan.send_to.rpartition(".")[0])
+        return Tables(cloud, plan.send_to, test_id, plan.batch.value_of("temp_location"))
+    if plan.send_to.startswith("gs://"):
+        # Beam would go on without credentials, and retry for minutes.
+        credentials(Endpoints.resolve().storage)
     root = f"{plan.send_to.rstrip('/')}/millrace-scale-{test_id}"
     return Files(root, test_id, plan.batch.format)
 
@@ -233,7 +247,7 @@ def run_batch(plan: BatchPlan, logs: Path, report: Callable[[str], None]) -> Bat
         UsageError: The command refuses a flag of the plan.
         InputError: The command refuses to start, or the rows cannot be read.
         OutputError: The rows cannot be written.
-        CredentialsError: There are no usable credentials for tables.
+        CredentialsError: There are no usable credentials for the bucket or the dataset.
     """
     test_id = uuid.uuid4().hex[:12]
     place = _place(plan, test_id)

@@ -162,7 +162,12 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, float]:
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> tuple[int, float]:
-    """Interrupt a process and wait for its end. It is killed if that takes too long."""
+    """Interrupt a process, unless it has ended, and wait for its end.
+
+    It is killed if that takes too long, or after another interrupt.
+    """
+    if process.returncode is not None:
+        return process.returncode, 0.0
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         process.send_signal(signal.SIGINT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,13 +14,20 @@ import pyarrow.dataset as ds
 from pyarrow import csv, json
 
 from common.errors import InputError, OutputError, one_line
-from scale_tests.batches.place import FILE_ROWS, Found, Input, Ints, empty
+from scale_tests.batches.place import (
+    FILE_ROWS,
+    Found,
+    Input,
+    Ints,
+    discard_run,
+    empty,
+    remove_folder,
+)
 from scale_tests.load.arrow_rows import read_ids
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.store import (
     arrow_storage,
     create_file,
-    delete,
     entries,
     file_errors,
     is_remote,
@@ -130,17 +136,15 @@ class Files:
 
     def discard(self, run_id: str) -> None:
         """Remove the results of a run."""
-        folder = RunFolder(f"{self.root}/out", run_id, "")
-        for place in (folder.place, folder.staging):
-            _remove(place)
+        discard_run(f"{self.root}/out", run_id)
 
     def drop(self, name: str) -> None:
         """Remove the rows of this name."""
-        _remove(f"{self.root}/{name}")
+        remove_folder(f"{self.root}/{name}")
 
     def remove(self) -> None:
         """Remove the folder of the test."""
-        _remove(self.root)
+        remove_folder(self.root)
 
 
 def _open(paths: list[str], kind: str) -> ds.Dataset:
@@ -160,10 +164,3 @@ def _open(paths: list[str], kind: str) -> ds.Dataset:
 def _seconds(time: datetime | str) -> float:
     """Return a time in seconds since 1970. In JSON and CSV it may be text."""
     return (datetime.fromisoformat(time) if isinstance(time, str) else time).timestamp()
-
-
-def _remove(folder: str) -> None:
-    if is_remote(folder):
-        delete(f"{folder}/{entry.name}" for entry in entries(folder))
-    else:
-        shutil.rmtree(folder, ignore_errors=True)

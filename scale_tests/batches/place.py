@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,6 +11,9 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from transforms.files.run_folder import RunFolder
+from transforms.files.store import delete, entries, file_errors, is_remote
 
 Ints = NDArray[np.int64]
 # Rows of a file, or of a job that loads a table.
@@ -73,3 +78,22 @@ class Place(Protocol):
 
     def remove(self) -> None:
         """Remove everything of the test."""
+
+
+def discard_run(root: str, run_id: str) -> None:
+    """Remove what a run wrote into the folder of its runs, also if it has not ended well."""
+    folder = RunFolder(root, run_id, "")
+    for place in (folder.place, folder.staging):
+        remove_folder(place)
+
+
+def remove_folder(folder: str) -> None:
+    """Remove a folder with everything in it, local or in a bucket; raise OutputError if it stays.
+
+    A folder that does not exist is fine.
+    """
+    with file_errors(f"{folder} cannot be removed"):
+        if is_remote(folder):
+            delete(f"{folder}/{entry.name}" for entry in entries(folder))
+        elif os.path.exists(folder):
+            shutil.rmtree(folder)

@@ -19,7 +19,7 @@ from google.cloud.bigquery_storage_v1 import types
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import InputError, MillraceError, OutputError
-from scale_tests.batches.place import FILE_ROWS, Found, Input, Ints, empty
+from scale_tests.batches.place import FILE_ROWS, Found, Input, Ints, discard_run, empty
 from scale_tests.load.arrow_rows import read_ids
 from transforms.bigquery.session import ReadStream, create_session, read_stream
 
@@ -34,11 +34,13 @@ class Tables:
         cloud: The project that pays, and the addresses.
         dataset: The dataset, as project.dataset.
         test_id: The first part of the ids of rows.
+        temp: The temp location of the runs, which gets their reports; None if there is none.
     """
 
     cloud: Cloud
     dataset: str
     test_id: str
+    temp: str | None = None
     _client: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,9 +102,11 @@ class Tables:
         return np.concatenate(numbers), span, int(found.num_bytes or 0)
 
     def discard(self, run_id: str) -> None:
-        """Remove the tables of a run."""
+        """Remove the tables of a run, and what it left in the temp location."""
         for table in self._parts(run_id):
             self._delete(table)
+        if self.temp:
+            discard_run(f"{self.temp.rstrip('/')}/millrace", run_id)
 
     def drop(self, name: str) -> None:
         """Remove the table of these rows."""
@@ -123,7 +127,7 @@ class Tables:
             self._client.delete_table(table, not_found_ok=True, retry=self._retry)
 
     def _parts(self, run_id: str) -> Sequence[str]:
-        name = self._name(run_id.replace("-", "_"))
+        name = self._name(run_id.removeprefix(f"{self.test_id}-").replace("-", "_"))
         return (name, f"{name}_dead_letters")
 
     def _name(self, name: str) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloud.prices import BATCH, PRICES_AS_OF, Workers
 from scale_tests.load.batch_plan import BatchGoal, BatchPlan
 from scale_tests.measures.batch_runs import BatchLevel, BatchOutcome
 from scale_tests.measures.findings import Confidence, Finding, missing
 
+Floats = NDArray[np.float64]
 # The time grows linearly if the line is within this share of the median of each size.
 LINEAR = 0.1
 # Memory that grows by less than this share from one size to the next does not grow.
@@ -35,6 +38,8 @@ class Line:
         per_row_bound: The same of the time for each row.
         off: The largest distance of the line from the median of a size, as a share of the median.
         where: The size with this distance.
+        chance: How probable such distances are if the time grows linearly, by the differences
+            between runs of one size; NaN if no size was repeated, or there are fewer than three.
         sizes: The different numbers of rows, ascending.
         runs: How many runs there are.
     """
@@ -45,13 +50,21 @@ class Line:
     per_row_bound: float
     off: float
     where: int
+    chance: float
     sizes: tuple[int, ...]
     runs: int
 
     @property
-    def is_linear(self) -> bool:
-        """Whether the time grows linearly, as far as the sizes show."""
-        return self.off <= LINEAR
+    def shape(self) -> Literal["linear", "not linear"] | None:
+        """How the time grows; None if the runs of one size differ too much to say."""
+        if self.off <= LINEAR:
+            return "linear"
+        return None if self.chance > 1 - PROBABILITY else "not linear"
+
+    @property
+    def repeats(self) -> bool:
+        """Whether each size ran three times, as far as their number says."""
+        return self.runs >= 3 * len(self.sizes)
 
     @property
     def grows(self) -> bool:
@@ -62,9 +75,9 @@ class Line:
     @property
     def confidence(self) -> Confidence:
         """How sure the line is: it needs three sizes, and three runs of each for more."""
-        if len(self.sizes) < 3 or not self.is_linear:
+        if len(self.sizes) < 3 or self.shape != "linear":
             return "low"
-        return "high" if self.runs >= 3 * len(self.sizes) else "medium"
+        return "high" if self.repeats else "medium"
 
     def seconds(self, rows: float) -> float:
         """Return the seconds of a run with so many rows."""
@@ -102,11 +115,32 @@ def fit(levels: Sequence[BatchLevel]) -> Line | None:
         per_row=float(per_row),
         fixed_bound=float(bounds[0] / scale[0]),
         per_row_bound=float(bounds[1] / scale[1]),
-        off=off[where],
+        off=float(off[where]),
         where=where,
+        chance=_chance(rows, (parts @ np.array([fixed, per_row]))),
         sizes=sizes,
         runs=len(points),
     )
+
+
+def _chance(rows: Floats, predicted: Floats) -> float:
+    """Return how probable the distances from a line are, by the F-test for lack of fit.
+
+    Args:
+        rows: [runs] The rows of each run.
+        predicted: [runs] The seconds of the line, as shares of those of the run.
+    """
+    from scipy import stats
+
+    groups = [predicted[rows == size] - 1 for size in np.unique(rows)]
+    free = len(groups) - 2, len(rows) - len(groups)
+    if min(free) < 1:
+        return math.nan
+    within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    between = sum(len(group) * float(group.mean()) ** 2 for group in groups)
+    if not within:
+        return 0.0 if between else 1.0
+    return float(stats.f.sf((between / free[0]) / (within / free[1]), *free))
 
 
 def conclude_batch(outcome: BatchOutcome) -> list[Finding]:
@@ -153,12 +187,11 @@ def _times(line: Line | None) -> Iterator[Finding]:
     if len(line.sizes) < 3:
         yield missing(names[2], "needs three sizes")
         return
-    yield Finding(
-        name=names[2],
-        value="linear" if line.is_linear else "not linear",
-        evidence=(_shape(line),),
-        confidence="medium" if line.is_linear and line.confidence != "high" else "high",
-    )
+    if line.shape is None:
+        yield missing(names[2], "the runs of one size differ too much: repeat them", _shape(line))
+        return
+    sure: Confidence = "high" if line.repeats else "low" if math.isnan(line.chance) else "medium"
+    yield Finding(name=names[2], value=line.shape, evidence=(_shape(line),), confidence=sure)
 
 
 def _measured(line: Line) -> str:

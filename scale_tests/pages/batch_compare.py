@@ -11,6 +11,8 @@ import pyarrow as pa
 from scale_tests.pages.charts import Spec
 from scale_tests.pages.differences import Change, Difference
 
+# With fewer runs on each side, one is slower than all others by chance too often.
+RUNS = 3
 # The accounts that should be 0.
 _FAULTS = ("lost", "duplicates", "wrong", "strays")
 
@@ -21,7 +23,7 @@ def compare_batches(
     """Yield the differences between two levels of one name, as result.json has them.
 
     A figure is worse if its median is worse by more than the limit and no run of the second result
-    is as good as a run of the first one.
+    is as good as a run of the first one. With three runs each, chance does so once in 20 times.
 
     Args:
         before: The level of the first result.
@@ -80,12 +82,12 @@ def _difference(
     before: Mapping[str, Any], after: Mapping[str, Any], limit: float, figure: Figure
 ) -> Difference:
     medians = [level[figure.field] for level in (before, after)]
+    one, other = (
+        [run[figure.field] for run in level["runs"] if run["complete"] and run[figure.field]]
+        for level in (before, after)
+    )
     change = Change.UNKNOWN
-    if medians[0] and medians[1]:
-        one, other = (
-            [run[figure.field] for run in level["runs"] if run["complete"]]
-            for level in (before, after)
-        )
+    if min(len(one), len(other)) >= RUNS:
         grown = medians[1] > medians[0] * (1 + limit) and min(other) > max(one)
         shrunk = medians[1] * (1 + limit) < medians[0] and max(other) < min(one)
         change = figure.more if grown else figure.less if shrunk else Change.SAME

@@ -110,8 +110,7 @@ def _figures(levels: Sequence[Mapping[str, Any]]) -> Table:
             *("CPU, s", "cores", "peak MB", "MB read", "MB written"),
         ],
         rows=[[*_row(level)] for level in levels],
-        caption="Medians of the complete runs; seconds with the fastest and the slowest run. The "
-        "start ends when the first batch is scored, and the finish begins after the last one.",
+        caption="Medians of the complete runs, and the seconds of the fastest and the slowest one.",
     )
 
 

@@ -24,8 +24,8 @@ PAGE = "comparison.html"
 # When a figure is worse, for a load and for a batch.
 _RULES = (
     "A latency is slower if it grew by more than {:.0%} and the confidence bounds do not overlap.",
-    "A rate or a memory is worse if its median is worse by more than {:.0%}, and every run of the "
-    "second result is worse than every run of the first one.",
+    "A figure is worse if its median is by more than {:.0%}, and each of three or more runs is "
+    "worse than each before.",
 )
 
 
