@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from chromium import look_at
 from libraries import need_library
@@ -15,10 +16,12 @@ from virtual_server import level, open_loop
 from common.errors import InputError, OutputError
 from scale_tests.load.plan import Bisection, Constant, Objective, Plan, Result
 from scale_tests.load.schedule import due_times, probe
+from scale_tests.measures.accounts import Fate
 from scale_tests.measures.knee import find_knee
 from scale_tests.measures.level import Judgement, Level, judge
 from scale_tests.measures.outcome import Outcome
 from scale_tests.measures.stamps import breakdown
+from scale_tests.pages.charts import timeline
 from scale_tests.pages.page import page, read_result, write_report
 from scale_tests.pages.record import prepare, write
 
@@ -94,6 +97,18 @@ def test_the_page_has_the_accounts_and_the_figures_of_the_result(tmp_path: Path)
 def test_the_page_of_an_interrupted_test_says_that_it_is_partial(tmp_path: Path) -> None:
     written(tmp_path, interrupted=True)
     assert "This page is partial" in write_report(tmp_path).read_text()
+
+
+def test_a_message_that_was_never_sent_waits_nowhere() -> None:
+    samples = pa.table(
+        {
+            "due": [0.0, 1.0, 2.0, 3.0],
+            "arrived": [0.5, None, 2.5, 3.5],
+            "fate": [Fate.SCORED, Fate.UNSENT, Fate.SCORED, Fate.SCORED],
+        }
+    )
+    _, waiting, _ = timeline(samples, "message")
+    assert [row["value"] for row in waiting["data"]["values"]][-1] == 0
 
 
 def test_a_test_without_levels_has_a_page(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_best_request_has_the_most_rows_of_those_that_reached_the_objective(
     # By Little's law, 20 requests per second of 0.12 s each are 2.4 at once.
     assert (found.value, found.confidence) == ("50 rows, 3 at once", "high")
     assert found.evidence[1].startswith("50 rows: 990 rows/s with 2.4")
-    assert found.evidence[2] == "1,000 rows: no level reached the objective"
+    assert found.evidence[2] == "1,000 rows: no level was sustained"
     # At the edge of what was tried, a larger one may be better.
     assert best_request([*levels[:2], (request(50, 30), BAD)]).confidence == "medium"
     # Without a rate that failed, a higher one may be better.

@@ -32,7 +32,7 @@ def best_request(levels: Judged) -> Finding:
     name = "best request"
     best = _best_levels(levels)
     if not best:
-        return missing(name, "no level reached the objective")
+        return missing(name, "no level was sustained")
     most = max(best.values(), key=_rows_per_second)
     sizes = sorted({level.rows for level, _ in levels})
     at_once = max(1, math.ceil(most.in_flight - ROUNDING))
@@ -52,7 +52,7 @@ def best_request(levels: Judged) -> Finding:
 
 def _of_size(rows: int, best: Level | None) -> str:
     if best is None:
-        return f"{rows_text(rows)}: no level reached the objective"
+        return f"{rows_text(rows)}: no level was sustained"
     rate, waiting = _rows_per_second(best), best.in_flight
     return f"{rows_text(rows)}: {rate:,.0f} rows/s with {waiting:,.1f} requests in flight"
 

@@ -39,7 +39,9 @@ def timeline(samples: pa.Table, item: str) -> list[Spec]:
         return []
     span, start = float(times[1] - times[0]), float(times[0])
     rates = {"due": _counts(due, times) / span, "results": _counts(arrived, times) / span}
-    waiting = {"waiting": backlog(due, arrived, times[1:]).astype(np.float64)}
+    # What was never sent waits nowhere.
+    sent = due[np.asarray(samples.column("fate").to_numpy()) != Fate.UNSENT]
+    waiting = {"waiting": backlog(sent, arrived, times[1:]).astype(np.float64)}
     middle = (times[:-1] + times[1:]) / 2 - start
     return [
         over_time(middle, rates, f"{item}s/s"),
