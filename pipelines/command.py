@@ -66,8 +66,18 @@ def main(command: Command, argv: Sequence[str]) -> int:
         except KeyboardInterrupt as interrupt:
             is_batch = command.name.startswith(("batch", "replay"))
             before = "nothing was written" if is_batch else "nothing was started"
-            say(f"\ninterrupted: {str(interrupt) or before}")
+            say(f"\ninterrupted: {_fate(interrupt) or before}")
             return 128 + (ended_by[0] if ended_by else signal.SIGINT)
+
+
+def _fate(interrupt: KeyboardInterrupt) -> str:
+    """Return what an interrupt says about the run, also if another one interrupted its cleanup."""
+    cause: BaseException | None = interrupt
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt) and str(cause):
+            return str(cause)
+        cause = cause.__context__
+    return ""
 
 
 def _main(command: Command, argv: Sequence[str]) -> int:

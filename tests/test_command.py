@@ -126,6 +126,22 @@ def test_an_interrupt_before_the_start_says_what_has_not_happened(
     assert capsys.readouterr().err == f"\ninterrupted: nothing was {before}\n"
 
 
+def test_a_second_interrupt_does_not_hide_what_the_first_one_says_about_the_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any) -> None:
+        try:
+            raise KeyboardInterrupt("the job is cancelled")
+        finally:
+            # While the runner is stopped.
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipelines.replay.command, "run_for_test", interrupted, raising=False)
+    run = "pipelines.replay.command:run_for_test"
+    assert main(Command(name="stream_local", about="", options=(), run=run), []) == 130
+    assert capsys.readouterr().err == "\ninterrupted: the job is cancelled\n"
+
+
 @pytest.mark.parametrize(("argv", "takes"), [(["batch_local", "--help"], True), ([], False)])
 def test_the_help_mentions_beams_flags_if_the_command_takes_them(
     argv: list[str], takes: bool, capsys: pytest.CaptureFixture[str]

@@ -274,3 +274,9 @@ def test_ctrl_c_lets_the_run_end_and_a_second_one_does_not(
     assert printed.startswith(f"\n{STOPPING}\n")
     assert ("balance" in printed) == (times == 1)
     assert endless.calls == (["end", "finish"] if times == 1 else ["end"])
+
+
+def test_an_interrupted_run_says_so_if_all_its_messages_are_acknowledged() -> None:
+    cloud = Cloud("some-project", Endpoints(pubsub="127.0.0.1:1"))
+    reading = Reading(subscription="s", reader="reader", made=True, cloud=cloud)
+    assert reading.left(0) == "all received messages are acknowledged"

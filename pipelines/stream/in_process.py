@@ -53,6 +53,8 @@ class Reading:
 
     def left(self, count: int) -> str:
         """Return a line that says what happens to the messages that are not acknowledged."""
+        if not count:
+            return "all received messages are acknowledged"
         return f"{count:,} messages are not acknowledged: they {fate_of_messages(self.made)}"
 
 
