@@ -17,6 +17,9 @@ from command_line import assert_one_line_error
 from libraries import need_library
 from waiting import wait_until
 
+from pipelines.launch import command as launch
+from pipelines.options.flag import parse_flags
+from pipelines.options.launch import LaunchOptions
 from scale_tests import __main__ as scale_command
 from scale_tests.batches import batch, files
 from scale_tests.batches.command import Watched, command_of
@@ -286,5 +289,9 @@ def test_a_job_is_started_and_followed_by_the_launcher() -> None:
     expected = ["-m", "pipelines.launch", "batch_local", "--model", "m", "--region", "r"]
     assert command == [*expected, "--run_id", "x", "--wait"]
     assert command_of(given, ["--dry_run"])[-1] == "--dry_run"
+    # The launcher knows these flags.
+    chosen, rest = launch.choose_command([*command[2:], "--json_summary"])
+    assert chosen is not None
+    assert parse_flags(chosen.name, chosen.about, chosen.options, rest).get(LaunchOptions).wait
     here = Batch(pipeline="batch_vertex", flags=("--endpoint", "1"))
     assert command_of(here, [])[1:] == ["-m", "pipelines.batch_vertex", "--endpoint", "1"]

@@ -185,8 +185,9 @@ class BatchTest:
 def _faults(ended: Ended, found: Found) -> Iterator[str]:
     """Yield what went wrong besides the accounts."""
     if ended.interrupted:
-        return
-    if ended.error:
+        # A job, for example, goes on, and the command says how to stop it.
+        yield from filter(None, [ended.error])
+    elif ended.error:
         yield ended.error
         if found.left:
             yield found.left
