@@ -143,6 +143,7 @@ def test_a_runner_of_any_spelling_is_dataflow(runner: str) -> None:
     ("old", "new", "line", "reason"),
     [
         ('send_to = "./out"', "", 1, "send_to is missing: name a folder"),
+        ('"./out"', '"s3://bucket/x"', 2, "or in Cloud Storage (gs://), got 's3://bucket/x'"),
         ('"./out"', '"a.b.c d"', 2, "send_to: expected a folder (with a /), dataset or"),
         ("[batch]", "[objective]\nlatency_ms = 5\n[batch]", 4, "'batch' has none: use batch.min"),
         ("[batch]", '[result]\nsource = "topic"\n[batch]', 4, "results are where send_to says"),

@@ -129,6 +129,12 @@ def batch_contradictions(plan: BatchPlan) -> Iterator[tuple[tuple[str | int, ...
             "send_to is missing: name a folder for rows and results, such as ./scale-test or "
             "gs://BUCKET/FOLDER, or a dataset of BigQuery",
         )
+    elif "://" in plan.send_to and not plan.send_to.startswith("gs://"):
+        yield (
+            ("send_to",),
+            f"send_to: expected a folder on this machine or in Cloud Storage (gs://), "
+            f"got {plan.send_to!r}",
+        )
     elif plan.in_tables and not _DATASET.fullmatch(plan.send_to):
         yield (
             ("send_to",),

@@ -161,7 +161,7 @@ def _times(line: Line | None) -> Iterator[Finding]:
         for name in names:
             yield missing(name, "needs complete runs of two sizes, and better of three")
         return
-    evidence = (_measured(line), _shape(line))
+    evidence = (_measured(line), *_shape(line))
     yield Finding(
         name=names[0],
         value=max(line.fixed, 0.0),
@@ -188,10 +188,10 @@ def _times(line: Line | None) -> Iterator[Finding]:
         yield missing(names[2], "needs three sizes")
         return
     if line.shape is None:
-        yield missing(names[2], "the runs of one size differ too much: repeat them", _shape(line))
+        yield missing(names[2], "the runs of one size differ too much: repeat them", *_shape(line))
         return
     sure: Confidence = "high" if line.repeats else "low" if math.isnan(line.chance) else "medium"
-    yield Finding(name=names[2], value=line.shape, evidence=(_shape(line),), confidence=sure)
+    yield Finding(name=names[2], value=line.shape, evidence=_shape(line), confidence=sure)
 
 
 def _measured(line: Line) -> str:
@@ -199,10 +199,13 @@ def _measured(line: Line) -> str:
     return f"{line.runs} runs of {sizes} rows"
 
 
-def _shape(line: Line) -> str:
+def _shape(line: Line) -> tuple[str, ...]:
+    """Return how far the runs are from the line; nothing if there are too few sizes to say."""
+    if len(line.sizes) < 3:
+        return ()
     return (
         f"the line is {line.off:.0%} off the median of {line.where:,} rows, where it is farthest "
-        f"off; up to {LINEAR:.0%} counts as linear"
+        f"off; up to {LINEAR:.0%} counts as linear",
     )
 
 
@@ -285,7 +288,7 @@ def _of_goal(line: Line | None, plan: BatchPlan, goal: BatchGoal) -> Iterator[Fi
     known = not math.isnan(line.per_row_bound)
     spread = line.fixed_bound + line.per_row_bound * goal.rows
     bounds = (_bounds(seconds, spread, "s"),) if known else ()
-    evidence = (*bounds, reach, _shape(line))
+    evidence = (*bounds, reach, *_shape(line))
     yield Finding(name=names[0], value=seconds, unit="s", evidence=evidence, confidence=confidence)
     hourly, source = _price(plan, goal)
     if hourly is None:

@@ -237,8 +237,7 @@ def _reasons(runs: Sequence[Run]) -> Iterator[str]:
 
 def _limits(seconds: float, rate: float, batch: Batch) -> Iterator[str]:
     if batch.max_seconds is not None and seconds > batch.max_seconds:
-        yield f"it took {seconds:,.4g} s, expected at most {batch.max_seconds:,g} s"
-    if batch.min_rows_per_second is not None and rate < batch.min_rows_per_second:
-        yield (
-            f"it scored {rate:,.4g} rows/s, expected at least {batch.min_rows_per_second:,g} rows/s"
-        )
+        yield f"it took {seconds:,.4g} s, expected at most {batch.max_seconds:,.10g} s"
+    least = batch.min_rows_per_second
+    if least is not None and rate < least:
+        yield f"it scored {rate:,.1f} rows/s, expected at least {least:,.10g} rows/s"
