@@ -311,7 +311,9 @@ def test_a_pipeline_that_is_killed_costs_exactly_the_messages_without_results(
     result = json.loads((stand.folder / "out/result.json").read_text())
     (level,) = result["levels"]
     accounts = level["accounts"]
-    assert accounts["planned"] == accounts["scored"] + accounts["dead_lettered"] + accounts["lost"]
+    # On a busy machine some results come late.
+    fates = ("scored", "dead_lettered", "late", "lost")
+    assert accounts["planned"] == sum(accounts[fate] for fate in fates)
     assert accounts["scored"] > 0 < accounts["lost"]
     assert level["verdict"] == "not sustained"
     assert any("lost" in reason for reason in level["reasons"])
