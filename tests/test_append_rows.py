@@ -3,6 +3,7 @@
 import datetime
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -15,7 +16,17 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.transforms.window import FixedWindows, IntervalWindow, TimestampedValue
-from append_server import TABLE, Service, end_call, ids, refuse, services, threads_since, write
+from append_server import (
+    TABLE,
+    Service,
+    end_call,
+    ids,
+    refuse,
+    services,
+    threads_since,
+    when,
+    write,
+)
 from docs_pages import blocks
 from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import types
@@ -199,6 +210,26 @@ def test_small_batches_are_appended_together_and_large_batches_in_parts(
     assert 4 <= len(service.requests) <= 8
     assert len(service.connections) == 1
     wait_until(lambda: not threads_since(before))
+
+
+def test_a_bundle_sends_its_requests_before_earlier_ones_are_answered(
+    serve: Serve, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(append_rows, "BATCH_SECONDS", -1.0)
+    answering = threading.Event()
+    service = serve(when(answering, write))
+    sink = AppendToTable(
+        cloud=service.cloud(), table=TABLE, schema=ids().schema, provenance=provenance
+    )
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(run, sink, [ids("a"), ids("b"), ids("c")], 3)
+        try:
+            wait_until(lambda: service.received == 3)
+            assert not ended.done()
+        finally:
+            answering.set()
+        ended.result(60)
+    assert service.written == ["a", "b", "c"]
 
 
 @pytest.mark.slow

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.io.watermark_estimators import ManualWatermarkEstimator
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.utils.timestamp import Timestamp
 from google.api_core import exceptions
 from prism_runner import prism_flags
@@ -35,7 +38,7 @@ from transforms.messages import intake as intake_module
 from transforms.messages.intake import Intake, PullOptions, intake_of, open_intake
 from transforms.messages.lease import Lease
 from transforms.messages.message import Message, parse_message, serialize
-from transforms.messages.pull import _END, _READ, PullMessages, _Reading
+from transforms.messages.pull import _END, _READ, PullMessages, _Endless, _PullDoFn, _Reading
 
 # The intake of a process
 
@@ -304,6 +307,28 @@ def test_a_reader_is_never_split_and_passes_on_its_work_once() -> None:
     assert ending.try_split(0) is None
 
 
+def test_a_reader_has_nothing_left_to_read_once_the_pipeline_is_drained() -> None:
+    provider: RestrictionProvider = _Endless()
+    assert provider.truncate(0, True) is None
+
+
+def test_the_watermark_follows_the_clock_and_messages_are_never_behind_it() -> None:
+    class Tracker(_Reading):
+        def defer_remainder(self, _: Any) -> None:
+            self.try_split(0)
+
+    with intake_with() as (intake, lease):
+        lease.add("a")
+        dofn = _PullDoFn(PullOptions(cloud=Cloud("p", Endpoints()), subscription="s", run="r"))
+        dofn._intake = intake
+        dofn.start_bundle()
+        watermark, finalizer = ManualWatermarkEstimator(None), SimpleNamespace(register=id)
+        before = Timestamp.now()
+        [messages] = dofn.process(0, finalizer, Tracker(True), watermark)
+        assert messages.value == [b"x"]
+        assert before <= messages.timestamp == watermark.current_watermark() <= Timestamp.now()
+
+
 # In pipelines, on the emulator
 
 SEEN: list[str] = []
@@ -401,6 +426,7 @@ def test_every_message_is_processed_once_and_acknowledged(
         publish(cloud, name, texts[1_500:])
         # All messages are acknowledged while the stream runs, not only at its end.
         wait_until(lambda: len(SEEN) == 2_500 and intake.unfinished == 0)
+        assert len(intake._pullers) == readers
         intake.end()
         ended.result(60)
     assert Counter(SEEN) == Counter(texts)

@@ -276,6 +276,19 @@ def test_ctrl_c_lets_the_run_end_and_a_second_one_does_not(
     assert endless.calls == (["end", "finish"] if times == 1 else ["end"])
 
 
+def test_messages_of_an_unbalanced_run_are_not_acknowledged() -> None:
+    class LosesRows(Endless):
+        def run(self) -> None:
+            count_received(pa.record_batch({"row_id": ["a", "b"]}))
+
+    loses = LosesRows()
+    cloud = Cloud("some-project", Endpoints(pubsub="127.0.0.1:1"))
+    reading = Reading(subscription="s", reader="reader", made=False, cloud=cloud)
+    with pytest.raises(BalanceError, match="2 were received, 0 were scored"):
+        watch(loses.run, loses, reading, StreamRunOptions())  # type: ignore[arg-type]
+    assert "finish" not in loses.calls
+
+
 def test_an_interrupted_run_says_so_if_all_its_messages_are_acknowledged() -> None:
     cloud = Cloud("some-project", Endpoints(pubsub="127.0.0.1:1"))
     reading = Reading(subscription="s", reader="reader", made=True, cloud=cloud)
