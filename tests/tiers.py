@@ -32,7 +32,11 @@ FINDERS = {"ldconfig", "gcc", "cc", "ld", "objdump"}
 EMULATORS = {"emulators", "stream_emulators"}
 PROCESSES = {"subprocess", "multiprocessing"}
 # These functions start a process, although the test names nothing that does.
-STARTS_PROCESSES = {"model_handlers.try_package.try_package", "scale_tests.__main__"}
+STARTS_PROCESSES = {
+    "model_handlers.try_package.try_package",
+    "scale_tests.__main__",
+    "examples.transactions.torchserve.torchserve",
+}
 # These functions run a pipeline, although the test names nothing of Beam.
 RUNS_BEAM = {"pipelines.command.main", "pipelines.command.run_command"}
 
