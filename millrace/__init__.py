@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from model_handlers.packaging.builder import column, field, output, tensor
     from model_handlers.torch_model import TorchModelHandler
     from model_handlers.write_package import write_package
-    from transforms.encode import EncodeRows, choose_fields
+    from transforms.encode import EncodeRows
+    from transforms.output_fields import choose_fields
     from transforms.predict import Predict
     from transforms.provenance import Provenance
     from transforms.results import external_table, open_result
@@ -76,7 +77,7 @@ _MODULES = {
     "TorchModelHandler": "model_handlers.torch_model",
     "VertexEndpointHandler": "model_handlers.endpoint_handler",
     "__version__": "millrace.version",
-    "choose_fields": "transforms.encode",
+    "choose_fields": "transforms.output_fields",
     "column": "model_handlers.packaging.builder",
     "external_table": "transforms.results",
     "field": "model_handlers.packaging.builder",

@@ -21,7 +21,7 @@ from pipelines.command import say
 from pipelines.config import ModelConfig, ScoringConfig
 from pipelines.endpoint_check import Way, find_way
 from pipelines.options import DeviceOptions, EndpointOptions
-from transforms.encode import OutputFields
+from transforms.output_fields import OutputFields
 
 CHECK_SECONDS = 15.0
 Handler = TorchModelHandler | VertexEndpointHandler

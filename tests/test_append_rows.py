@@ -46,7 +46,8 @@ from transforms.bigquery.append import (
     leave_out,
 )
 from transforms.bigquery.schema import JSON_METADATA, TableName, arrow_schema, table_fields
-from transforms.encode import choose_fields, encode
+from transforms.encode import encode
+from transforms.output_fields import choose_fields
 from transforms.provenance import Provenance
 
 Serve = Callable[..., Service]

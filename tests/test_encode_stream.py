@@ -18,17 +18,11 @@ from hypothesis import strategies as st
 from common.errors import UsageError
 from common.record_batch import OUTPUTS, to_rows
 from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from transforms.encode import (
-    EncodeRows,
-    OutputFields,
-    choose_fields,
-    encode,
-    output_schema,
-    reference_fields,
-)
+from transforms.encode import EncodeRows, encode, output_schema
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
+from transforms.output_fields import OutputFields, choose_fields, reference_fields
 from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED, DECODED_AT
 

@@ -27,7 +27,6 @@ from pipelines.stream.progress import (
     summary,
     unseen_names,
 )
-from transforms.encode import choose_fields
 from transforms.files import first_rows
 from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN
@@ -35,6 +34,7 @@ from transforms.files.ranges import match_inputs
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message
+from transforms.output_fields import choose_fields
 from transforms.provenance import Provenance, utc_now
 
 MakeManifest = Callable[..., Manifest]

@@ -40,9 +40,10 @@ from pipelines.stream_local import COMMAND as STREAM
 from transforms.bigquery.append import conform_to_table
 from transforms.bigquery.schema import arrow_schema, table_fields
 from transforms.decisions import SHOWN_VALUES, count_decisions, report_decisions
-from transforms.encode import choose_fields, output_schema
+from transforms.encode import output_schema
 from transforms.files.writers import OutputFormat, open_writer
 from transforms.messages.publish import row_messages
+from transforms.output_fields import choose_fields
 from transforms.provenance import Provenance
 from transforms.results import open_result
 from transforms.row_schemas import default_schema

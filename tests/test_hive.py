@@ -20,9 +20,9 @@ from common.errors import InputError, UsageError
 from model_handlers.manifest import Manifest
 from pipelines.batch.input_files import key_types, passed_on
 from pipelines.batch_local import COMMAND
-from transforms.encode import choose_fields
 from transforms.files.hive import Condition, add_keys, add_to_lines, keys_of
 from transforms.files.ranges import format_of
+from transforms.output_fields import choose_fields
 
 UTC = pa.timestamp("us", "UTC")
 MOMENT = datetime.datetime(2026, 11, 20, 7, 8, 9, tzinfo=datetime.UTC)

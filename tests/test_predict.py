@@ -27,13 +27,14 @@ from model_handlers.manifest_json import write_manifest
 from model_handlers.torch_model import TorchModelHandler
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault
-from transforms.encode import EncodeRows, choose_fields
+from transforms.encode import EncodeRows
 from transforms.files import ranges as file_ranges
 from transforms.files.columns import Columns
 from transforms.files.destination import FolderDestination
 from transforms.files.read import ReadFiles
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
+from transforms.output_fields import choose_fields
 from transforms.predict import Predict, split_answer
 from transforms.provenance import Provenance
 from transforms.run_report import CommitRun, CountFailures, CountRows

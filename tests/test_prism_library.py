@@ -17,12 +17,13 @@ from docs_pages import blocks
 from common.record_batch import to_rows
 from millrace import Predict, TorchModelHandler
 from model_handlers.manifest import Manifest
-from transforms.encode import EncodeRows, choose_fields
+from transforms.encode import EncodeRows
 from transforms.files.columns import Columns
 from transforms.files.read import ReadFiles
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import DecodeMessages, MessageFormat
 from transforms.messages.message import Message
+from transforms.output_fields import choose_fields
 from transforms.provenance import Provenance
 from transforms.validate import ValidateFeatures
 

@@ -25,7 +25,7 @@ from cloud.endpoints import Endpoints
 from common.record_batch import OUTPUTS, to_rows
 from examples.local_cloud import LocalCloud
 from transforms.dead_letters import Fault, failure_batch
-from transforms.encode import ORDERING_KEY, OutputFields, encode
+from transforms.encode import ORDERING_KEY, encode
 from transforms.messages import publish
 from transforms.messages.message import Message, message_column
 from transforms.messages.publish import (
@@ -43,6 +43,7 @@ from transforms.messages.publish import (
     row_messages,
     size_of,
 )
+from transforms.output_fields import OutputFields
 from transforms.provenance import Provenance
 
 Make = Callable[..., Any]

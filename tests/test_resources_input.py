@@ -47,7 +47,8 @@ from resources.package import open_package
 from resources.place import check_project
 from resources.status import Status, shared
 from resources.stopping import Stop, stop_jobs
-from transforms.encode import choose_fields, output_schema
+from transforms.encode import output_schema
+from transforms.output_fields import choose_fields
 from transforms.provenance import Provenance
 from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA, default_schema
 

@@ -36,11 +36,12 @@ from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import WAIT_MS, ScoreStream, StreamSinks
 from pipelines.stream.progress import start_tally, summary
 from transforms.bigquery.schema import TableName
-from transforms.encode import OutputFields, choose_fields, output_schema
+from transforms.encode import output_schema
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.beam_source import ReadMessages
 from transforms.messages.decode import MessageFormat
 from transforms.messages.message import Message, serialize
+from transforms.output_fields import OutputFields, choose_fields
 from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED, DECODED_AT, PREDICT_STARTED_AT, REQUESTED_AT
 

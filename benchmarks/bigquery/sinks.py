@@ -35,10 +35,11 @@ from transforms.bigquery.append import BATCH_BYTES, conform_to_table
 from transforms.bigquery.append_stream import DefaultStream
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
-from transforms.encode import OutputFields, encode
+from transforms.encode import encode
 from transforms.files.run_folder import SCORES, RunFolder
 from transforms.files.stage import conform_to_files
 from transforms.files.writers import open_writer
+from transforms.output_fields import OutputFields
 from transforms.provenance import Provenance
 
 # The value of the model's handler. Its module would import torch.

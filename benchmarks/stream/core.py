@@ -44,10 +44,11 @@ from model_handlers.package import read_manifest
 from model_handlers.tolerance import TOLERANCE
 from model_handlers.torch_model import TorchModelHandler
 from transforms.chain import Each
-from transforms.encode import EncodeRows, OutputFields, choose_fields
+from transforms.encode import EncodeRows
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MESSAGE_BYTES, DecodeDoFn, MessageFormat
 from transforms.messages.message import Message, serialize
+from transforms.output_fields import OutputFields, choose_fields
 from transforms.predict import PredictBetween
 from transforms.provenance import Provenance
 from transforms.row_schemas import CARRIED

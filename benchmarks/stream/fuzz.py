@@ -33,12 +33,13 @@ from model_handlers.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import ScoreStream, StreamSinks
-from transforms.encode import choose_fields, output_schema
+from transforms.encode import output_schema
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.body import ENCODING, read_bodies
 from transforms.messages.decode import MessageFormat, MessageKind, decode_messages
 from transforms.messages.message import Message, serialize
 from transforms.messages.several_rows import split_rows
+from transforms.output_fields import choose_fields
 from transforms.provenance import Provenance, utc_now
 from transforms.row_schemas import CARRIED
 from transforms.validate import validate

@@ -19,11 +19,12 @@ from transforms.bigquery.query_table import QueryTable
 from transforms.bigquery.unfit import RefuseUnfit
 from transforms.dead_letter_examples import KeepExamples
 from transforms.decisions import CountDecisions
-from transforms.encode import EncodeRows, OutputFields
+from transforms.encode import EncodeRows
 from transforms.files.destination import Destination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
 from transforms.messages.publish import PublishBatches
+from transforms.output_fields import OutputFields
 from transforms.predict import Predict
 from transforms.provenance import Provenance
 from transforms.run_history import RecordHistory

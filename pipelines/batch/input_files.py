@@ -12,7 +12,7 @@ from common.errors import InputError, UsageError, suggest
 from model_handlers.manifest import Manifest
 from pipelines.command import say
 from pipelines.field_names import check_name, named_by_user
-from transforms.encode import OutputFields, check_fields, read_type
+from transforms.encode import read_type
 from transforms.files.columns import Columns
 from transforms.files.csv.dialect import Dialect
 from transforms.files.first_rows import read_first_rows
@@ -20,6 +20,7 @@ from transforms.files.hive import check_keys, keys_of
 from transforms.files.one_schema import Origin, one_type, parquet_origins
 from transforms.files.ranges import FileFormat, file_schema, format_of, has_rows
 from transforms.files.text_lines import compression_of
+from transforms.output_fields import OutputFields, check_fields
 
 
 def with_formats(

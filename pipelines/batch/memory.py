@@ -34,8 +34,9 @@ from pipelines.worker_memory import (
     in_gb,
     memory_needed,
 )
-from transforms.encode import OutputFields, read_type
+from transforms.encode import read_type
 from transforms.files.ranges import RANGE_ROWS
+from transforms.output_fields import OutputFields
 
 _LESS = "lower --batch_rows or --batch_bytes"
 

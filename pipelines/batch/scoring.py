@@ -21,9 +21,9 @@ from pipelines.cloud_access import GCS
 from pipelines.config import ModelConfig
 from pipelines.handlers import Handler
 from pipelines.worker_memory import Work
-from transforms.encode import OutputFields, choose_fields, reference_fields
 from transforms.files.destination import Destination
 from transforms.files.run_folder import DEAD_LETTERS, SCORES
+from transforms.output_fields import OutputFields, choose_fields, reference_fields
 from transforms.provenance import Provenance
 
 

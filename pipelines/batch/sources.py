@@ -30,7 +30,6 @@ from pipelines.batch.spread import Volume
 from pipelines.config import ModelConfig
 from transforms.bigquery.query_table import QueryTable
 from transforms.bigquery.read import ReadBigQuery
-from transforms.encode import OutputFields
 from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN
 from transforms.files.ranges import FileFormat, match_inputs
@@ -39,6 +38,7 @@ from transforms.files.run_folder import RunFolder
 from transforms.lakes.read import ReadLake
 from transforms.lakes.table import LakeVersion, find_lake, lake_errors
 from transforms.lineage import Lineage
+from transforms.output_fields import OutputFields
 from transforms.provenance import Provenance
 
 # Streams of a read session for each CPU of the workers, so that all are busy until the end.

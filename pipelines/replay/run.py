@@ -33,11 +33,12 @@ from pipelines.replay.config import (
 )
 from pipelines.replay.letter_sources import Replay, check_runs, open_letters
 from pipelines.stream.messages import message_format, stream_fields
-from transforms.encode import OutputFields, output_schema
+from transforms.encode import output_schema
 from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, Lineage
 from transforms.messages.decode import MessageFormat
+from transforms.output_fields import OutputFields
 from transforms.provenance import Provenance
 from transforms.replay.letters import Letter, lineage_of
 from transforms.replay.read import ReadLetters, selected

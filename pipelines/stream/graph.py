@@ -25,7 +25,7 @@ from transforms.bigquery.append import AppendToTable
 from transforms.bigquery.schema import TableName
 from transforms.chain import Each
 from transforms.dead_letter_schema import FAILURE_SCHEMA
-from transforms.encode import EncodeRows, OutputFields, without_ordering_keys
+from transforms.encode import EncodeRows, without_ordering_keys
 from transforms.files.groups import WriteGroups
 from transforms.files.spans import WriteSpans
 from transforms.files.stream_files import StreamFiles
@@ -33,6 +33,7 @@ from transforms.files.writers import OutputFormat
 from transforms.messages.decode import MESSAGE_BYTES, DecodeDoFn, MessageFormat
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.publish import PublishBatches
+from transforms.output_fields import OutputFields
 from transforms.predict import PredictBetween
 from transforms.provenance import Provenance, utc_now
 

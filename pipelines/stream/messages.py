@@ -13,11 +13,11 @@ from pipelines.config import ModelConfig
 from pipelines.field_names import check_known, named_by_user
 from pipelines.options import EndpointOptions
 from pipelines.stream.config import MessageConfig, StreamConfig
-from transforms.encode import OutputFields, choose_fields, reference_fields
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.avro import field_names
 from transforms.messages.avro_revisions import AvroRevisions, parse_revisions
 from transforms.messages.decode import MessageFormat
+from transforms.output_fields import OutputFields, choose_fields, reference_fields
 from transforms.row_schemas import CARRIED, DECODED_AT, PREDICT_STARTED_AT, REQUESTED_AT
 from transforms.source_columns import VECTOR_COLUMN
 

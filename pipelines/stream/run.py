@@ -65,8 +65,9 @@ from pipelines.stream.subscription import (
     released,
     temporary,
 )
-from transforms.encode import OutputFields, output_schema
+from transforms.encode import output_schema
 from transforms.messages.beam_source import ReadMessages
+from transforms.output_fields import OutputFields
 from transforms.provenance import Provenance, utc_now
 
 

@@ -21,10 +21,10 @@ from transforms.bigquery.tables import (
     look_at_table,
 )
 from transforms.dead_letter_schema import FAILURE_SCHEMA
-from transforms.encode import OutputFields
 from transforms.files.run_folder import DEAD_LETTERS, SCORES
 from transforms.files.stream_files import check_folder
 from transforms.files.unfinished import remove_dead
+from transforms.output_fields import OutputFields
 
 
 def open_sinks(

@@ -34,7 +34,7 @@ class Tables:
         cloud: The project that pays, and the addresses.
         dataset: The dataset, as project.dataset.
         test_id: The first part of the ids of rows.
-        temp: The temp location of the runs, which gets their reports; None if there is none.
+        temp: The temp location of the runs, which gets their reports, or None.
     """
 
     cloud: Cloud
