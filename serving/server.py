@@ -15,6 +15,7 @@ from typing import cast
 import uvicorn
 
 from common.addresses import guard_output
+from common.memory import settle
 from serving.app import make_app
 from serving.connection import Connection
 from serving.listening import allow_connections, refuse_connections
@@ -128,5 +129,6 @@ def serve(settings: Settings, listener: socket.socket) -> int:
     sys.setswitchinterval(0.0005)
     allowed = allow_connections(settings.max_connections)
     server = Server(replace(settings, max_connections=allowed))
+    server.service.on_loaded = settle
     server.run(sockets=[listener])
     return 0 if server.started and server.service.state is not State.FAILED else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -143,6 +143,7 @@ class Service:
         state: The state of the server.
         reason: Why the server failed; empty in other states.
         in_flight: The number of requests that are being answered.
+        on_loaded: Is called in the model's thread when the model is loaded.
         manifest: The manifest of the model, once it is loaded.
         choice: What predictions contain by default, once the model is loaded.
         reader: The reader of instances, once the model is loaded.
@@ -158,6 +159,7 @@ class Service:
         self.state = State.LOADING
         self.reason = ""
         self.in_flight = 0
+        self.on_loaded: Callable[[], None] = lambda: None
         self.headers: Mapping[str, str] = {}
         self._batchers: list[Batcher] = []
         # One thread, because torch stores its thread count separately for each thread, and a device
@@ -173,6 +175,7 @@ class Service:
                     self._executor, load, self.settings, Path(folder)
                 )
             self._use(loaded)
+            await loop.run_in_executor(self._executor, self.on_loaded)
         except Exception as error:  # the health route has to report any error
             if is_of_memory(error):
                 error = out_of_memory(one_line(error), MORE_MEMORY)

@@ -19,7 +19,7 @@ from google.api_core import exceptions
 
 from cloud.errors import translate_errors
 from common.errors import InputError, OutOfMemory
-from common.memory import ADVICE, imported, is_of_memory
+from common.memory import ADVICE, imported, is_of_memory, settled
 from model_handlers.devices.pass_size import PassSize
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.model_errors import as_model_error
@@ -317,6 +317,23 @@ def test_the_collector_skips_imported_modules_until_the_block_ends() -> None:
         assert gc.get_freeze_count() == 0
     finally:
         gc.freeze()
+
+
+def test_the_collector_skips_what_a_settled_process_holds() -> None:
+    gc.unfreeze()
+    try:
+        held = [[number] for number in range(100)]
+        with settled():
+            assert not [one for one in gc.get_objects() if one is held]
+            assert gc.get_freeze_count() > len(held)
+        assert gc.get_freeze_count() == 0
+        assert [one for one in gc.get_objects() if one is held]
+    finally:
+        gc.freeze()
+    with settled():
+        pass
+    # As it was frozen before.
+    assert gc.get_freeze_count() > 0
 
 
 def test_objects_that_were_frozen_before_an_import_stay_frozen() -> None:

@@ -1,17 +1,23 @@
 """The serving command: its flags, its exit codes, and how its process stops."""
 
+import asyncio
+import gc
 import re
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving_client import half_a_request, process, read_answer, until_ready
 from waiting import wait_until
 
 from common.errors import UsageError
+from serving import server
 from serving.__main__ import main
+from serving.service import State
 from serving.settings import MAX_REQUEST_BYTES, Settings, parse_settings
 
 ROW = [0.1] * 30
@@ -136,3 +142,34 @@ def test_an_address_of_another_machine_is_reported(capsys: pytest.CaptureFixture
         said = capsys.readouterr().err
         assert said.startswith(f"error: cannot listen on port 0 of {host}: ")
         assert "; check --host and --port [see docs/operate/server.md" in said
+
+
+def test_the_collector_skips_the_model_before_the_server_is_ready(
+    example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[State] = []
+
+    def run(started: server.Server, **_: Any) -> None:
+        service = started.service
+        settle = service.on_loaded
+
+        def on_loaded() -> None:
+            seen.append(service.state)
+            settle()
+
+        service.on_loaded = on_loaded
+        asyncio.run(service.load())
+        seen.append(service.state)
+        service.close()
+
+    monkeypatch.setattr(server.Server, "run", run)
+    monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
+    gc.unfreeze()
+    try:
+        with socket.socket() as listener:
+            server.serve(Settings(model_path=str(example / "model"), port=0), listener)
+        assert seen == [State.LOADING, State.READY]
+        # torch and Beam alone are more.
+        assert gc.get_freeze_count() > 100_000
+    finally:
+        gc.freeze()

@@ -16,6 +16,7 @@ from cloud.endpoint_client import EndpointClient
 from cloud.endpoint_responses import REFUSING, Passing
 from cloud.vertex import EndpointAddress
 from common.errors import CredentialsError, EndpointError
+from common.memory import settle
 from scale_tests.load.processes import Processes
 from scale_tests.load.rows import Instances
 
@@ -156,6 +157,8 @@ def _client(address: EndpointAddress, timeout_seconds: float) -> EndpointClient:
 def prepare(load: Load) -> None:
     """Connect the client of this process. Raises as `send`."""
     _client(load.address, load.timeout_seconds)
+    # Otherwise a collection could delay a request.
+    settle()
     # Meanwhile the other processes take the same task.
     time.sleep(0.1)
 

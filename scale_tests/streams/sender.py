@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cloud.clients import Cloud
 from cloud.errors import explain, retry
+from common.memory import settle
 from scale_tests.load.processes import Processes
 from scale_tests.load.rows import Bodies
 
@@ -98,6 +99,8 @@ def publish(load: Load) -> Published:
     free = BoundedSemaphore(IN_FLIGHT)
     client: Any = load.cloud.publisher()
     patient = retry(PATIENCE_SECONDS)
+    # Otherwise a collection could delay a message.
+    settle()
 
     def send(start: int, stop: int) -> None:
         try:

@@ -12,6 +12,7 @@ import numpy as np
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import InputError, JobError
+from common.memory import settled
 from scale_tests.load.plan import Plan
 from scale_tests.load.processes import Processes, sender_processes
 from scale_tests.load.rows import Bodies, make_bodies
@@ -157,6 +158,8 @@ def run_stream(plan: Plan, cloud: Cloud, report: Callable[[str], None]) -> Outco
     with (
         collecting(cloud, test_id, plan.result) as collected,
         sender_processes(plan.sender.processes) as sending,
+        # A collection would delay the messages that arrive meanwhile.
+        settled(),
     ):
         test = StreamTest(plan, cloud, collected, sending, bodies, test_id)
         phases = Phases(plan, test.measure, report)
