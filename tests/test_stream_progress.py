@@ -1,6 +1,7 @@
 """The progress of a stream: counts add up, and nothing is recorded unless it is reported."""
 
 import datetime
+import pickle
 import re
 import threading
 import time
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
@@ -23,6 +27,7 @@ from common.record_batch import MESSAGE
 from pipelines.options import StreamRunOptions
 from pipelines.stream import progress as stream_progress
 from pipelines.stream.in_process import STOPPING, Reading, watch
+from pipelines.stream.latencies import LEAST, MOST, Latencies
 from pipelines.stream.progress import (
     Tally,
     check_balance,
@@ -53,6 +58,12 @@ def batch(rows: int, age_ms: float = 0.0) -> pa.RecordBatch:
     return pa.record_batch({MESSAGE: message_column(messages, NOW)})
 
 
+def measured(latencies: np.ndarray) -> Latencies:
+    made = Latencies()
+    made.add(latencies)
+    return made
+
+
 def letters(provenance: Provenance, stage: Any, rows: int) -> pa.RecordBatch:
     ids, faults = [f"m{i}" for i in range(rows)], [Fault("r", "m")] * rows
     return failure_batch(
@@ -79,9 +90,34 @@ def test_take_latencies_returns_each_row_since_the_last_call() -> None:
     measure(batch(300, 50.0), batch(1, 5_000.0))
     found = take_latencies(tally)
     assert (len(found), tally.scored) == (301, 301)
-    assert (found[:300] >= 50).all()
-    assert found[300] >= 5_000
+    p50, p99, most = found.percentiles([50, 99.6, 100])
+    assert 49 < p50 <= p99 < 5_000 <= most * 1.01
     assert len(take_latencies(tally)) == 0
+
+
+@given(arrays(np.float64, st.integers(1, 200), elements=st.floats(LEAST, MOST)))
+def test_percentiles_of_latencies_are_at_most_half_a_percent_off(values: np.ndarray) -> None:
+    found = measured(values)
+    assert len(found) == len(values)
+    percents = [0, 50, 95, 99, 100]
+    exact = np.percentile(values, percents, method="inverted_cdf")
+    assert found.percentiles(percents) == pytest.approx(exact, rel=0.00501)
+
+
+def test_latencies_of_any_size_are_counted() -> None:
+    found = measured(np.array([-1e12, -1.0, 0.0, 1e-9, 1e300]))
+    assert found.percentiles([50, 100]) == [LEAST, pytest.approx(MOST, rel=0.01)]
+    with pytest.raises(ValueError, match="no latencies"):
+        Latencies().percentiles([50])
+
+
+def test_latencies_need_the_same_memory_however_many_there_are() -> None:
+    found = Latencies()
+    before = len(pickle.dumps(found))
+    for _ in range(100):
+        found.add(np.linspace(1.0, 1e4, 10_000))
+    assert len(found) == 1_000_000
+    assert len(pickle.dumps(found)) == before
 
 
 def test_the_balance_holds_if_an_output_refuses_rows(provenance: Provenance) -> None:
@@ -161,11 +197,11 @@ def test_a_progress_line_has_the_rate_and_latencies() -> None:
         scored=1_200,
         dead_letters=30,
         refused=4,
-        latencies=[np.arange(1_001.0)],
+        latencies=measured(np.arange(1_001.0)),
     )
     assert report_line(tally, 500, 10.0) == (
         "   1,234 received    1,200 scored    30 dead letters     4 refused"
-        "    50.0 rows/s  latency ms p50 500 p95 950 p99 990"
+        "    50.0 rows/s  latency ms p50 500 p95 946 p99 994"
     )
     tally.refused = 0
     assert report_line(tally, 0, 10.0) == (
@@ -175,7 +211,8 @@ def test_a_progress_line_has_the_rate_and_latencies() -> None:
 
 def test_a_progress_line_has_the_mean_size_of_the_bundles_since_the_last_one() -> None:
     tally = start_tally()
-    tally.received, tally.scored, tally.latencies = 9_999_999, 9_999_999, [np.full(10, 999.0)]
+    tally.received = tally.scored = 9_999_999
+    tally.latencies = measured(np.full(10, 990.0))
     for size in (1, 2, 9):
         MESSAGES.add(size)
     line = report_line(tally, 4_000, 1.0)

@@ -24,6 +24,7 @@ from common.measures import MESSAGES, ROWS, TIMES, Measure, Seen, seen, start_me
 from common.record_batch import MESSAGE, struct_columns
 from common.terminal import facts
 from pipelines.batch.report_text import decision_facts
+from pipelines.stream.latencies import Latencies
 from pipelines.stream.unseen import FirstRows, still_unseen, unseen_texts
 from transforms.decisions import count_decisions, report_decisions
 
@@ -39,7 +40,7 @@ class Tally:
         received: Rows that were decoded, or failed to decode.
         dead_letters: Rows that failed before a sink.
         refused: Rows that were scored, and became dead letters because a sink refused them.
-        latencies: Latencies since the last report, in milliseconds.
+        latencies: The latencies since the last report.
         pulled: Messages that the pipeline received.
         dropped: Duplicates that it did not receive.
         decoded: Messages that were decoded.
@@ -52,7 +53,7 @@ class Tally:
     scored: int = 0
     dead_letters: int = 0
     refused: int = 0
-    latencies: list[np.ndarray] = field(default_factory=list)
+    latencies: Latencies = field(default_factory=Latencies)
     pulled: int = 0
     dropped: int = 0
     decoded: int = 0
@@ -125,11 +126,11 @@ def count_dead_letters(failures: pa.RecordBatch) -> None:
             _tally.dead_letters += failures.num_rows - refused
 
 
-def take_latencies(tally: Tally) -> np.ndarray:
-    """Return the latencies since the last call, in milliseconds, float64 [rows]."""
+def take_latencies(tally: Tally) -> Latencies:
+    """Return the latencies since the last call."""
     with _lock:
-        latencies, tally.latencies = tally.latencies, []
-    return np.concatenate(latencies) if latencies else np.empty(0)
+        latencies, tally.latencies = tally.latencies, Latencies()
+    return latencies
 
 
 class MeasureLatency(beam.DoFn):
@@ -158,7 +159,7 @@ class MeasureLatency(beam.DoFn):
         with _lock:
             if _tally is not None:
                 _tally.scored += batch.num_rows
-                _tally.latencies.append(total)
+                _tally.latencies.add(total)
         return (batch,)
 
 
@@ -183,7 +184,7 @@ def report_line(tally: Tally, rows: int, seconds: float) -> str:
     if bundles.count:
         line += f" {bundles.mean:>5,.1f} a bundle"
     if len(latencies):
-        p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
+        p50, p95, p99 = latencies.percentiles([50, 95, 99])
         line += f"  latency ms p50 {p50:,.0f} p95 {p95:,.0f} p99 {p99:,.0f}"
     return line
 
