@@ -46,6 +46,12 @@ NEEDED = [
         "a batch run with several workers would lose rows",
     ),
     Needed(
+        "apache_beam.runners.portability.fn_api_runner.fn_runner",
+        "consolidate_monitoring_infos",
+        IN_PROCESS,
+        "the memory of a stream would grow by 26 KB with each bundle",
+    ),
+    Needed(
         "apache_beam.runners.worker.worker_pool_main",
         "subprocess.Popen",
         PROCESSES,

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from apache_beam.runners.portability.fn_api_runner import fn_runner
 from command_line import words
 from google.api_core import exceptions
 from prism_runner import prism_flags
@@ -292,6 +293,26 @@ def test_results_keep_the_ordering_keys_of_their_messages_only_if_asked(stream: 
     code, err = stream.run(output_topic=stream.output.topic)
     assert code == 0, err
     assert [one.ordering_key for one in stream.output.take(4)] == [""] * 4
+
+
+def test_a_run_in_this_process_keeps_no_metrics_of_its_bundles(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Mapping[str, Iterable[Any]]] = []
+    result = fn_runner.RunnerResult
+
+    def noted(state: str, metrics: Mapping[str, Iterable[Any]]) -> Any:
+        kept.append(metrics)
+        return result(state, metrics)
+
+    monkeypatch.setattr(fn_runner, "RunnerResult", noted)
+    stream.input.publish(stream.bodies(0, 20))
+    code, err = stream.run(output_topic=stream.output.topic)
+    assert code == 0, err
+    (metrics,) = kept
+    # The stage that pulls has many bundles, as it waits for a second.
+    (pulling,) = [name for name in metrics if "Pull/Process" in name]
+    assert not [*metrics[pulling]]
 
 
 def test_a_run_that_loses_a_message_fails(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,12 @@ def run_pulled(
             watch, intake=intake, reading=reading, options=config.run, names=expected_names(score)
         )
         if runs_in_process(options):
-            # This runner does its work in `run`.
-            report(lambda: pipeline.run().wait_until_finish())
+            # Imported only here, because runs elsewhere do not need the runner that it imports.
+            from common.private_beam.in_process import dropped_metrics
+
+            with dropped_metrics():
+                # This runner does its work in `run`.
+                report(lambda: pipeline.run().wait_until_finish())
             return
         # Imported only here, because other runs do not need the runners that it imports.
         from pipelines.batch.elsewhere import run_elsewhere
