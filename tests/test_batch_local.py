@@ -30,6 +30,7 @@ from model_handlers.read_package import MAR_MANIFEST
 from pipelines.batch.in_process import quiet_workers
 from pipelines.batch_local import COMMAND
 from transforms.encode import output_schema
+from transforms.files.stage import StagedWriter
 from transforms.files.writers import open_writer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -112,6 +113,25 @@ def test_scores_are_those_of_the_model_and_name_the_model_and_the_run(
     ):
         assert set(table[name].to_pylist()) == {value}
     assert table["scored_at"].null_count == 0
+
+
+def test_dead_letters_are_written_while_rows_are_scored(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise the runner would hold all dead letters of the run in memory.
+    written: list[str] = []
+    write = StagedWriter.write
+
+    def noted(writer: StagedWriter, batch: pa.RecordBatch) -> None:
+        written.append(writer._destination.name)
+        write(writer, batch)
+
+    monkeypatch.setattr(StagedWriter, "write", noted)
+    code, _, err = run(batch_rows=100, direct_num_workers=1)
+    assert code == 0, err
+    last = len(written) - 1 - written[::-1].index("scores")
+    early = written[:last].count("dead_letters")
+    assert early >= written.count("dead_letters") - 1 > 1
 
 
 @pytest.mark.slow

@@ -311,7 +311,7 @@ def test_what_reaches_the_commit_does_not_grow_with_the_number_of_batches(
             "staged": written,
             "scores": good | DescribeScores("score"),
             "history": good | RecordHistory("score"),
-            "examples": letters | beam.FlatMap(lambda one: [one] * batches) | KeepExamples(3),
+            "examples": (letters | beam.FlatMap(lambda one: [one] * batches),) | KeepExamples(3),
         }
         commit = CountingCommit(destinations_of(folder), folder, {}, decisions=("class",))
         report = given | commit

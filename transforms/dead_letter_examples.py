@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,7 +75,7 @@ def merge_examples(parts: Iterable[Examples], most: int) -> Examples:
 
 @dataclass
 class KeepExamples(beam.PTransform):
-    """A transform from batches of dead letters to examples of all of them, in one element.
+    """A transform from collections of batches of dead letters to examples of all, in one element.
 
     No batch, no element.
 
@@ -88,7 +88,12 @@ class KeepExamples(beam.PTransform):
     def _merge(self, parts: Iterable[Examples]) -> Examples:
         return merge_examples(parts, self.most)
 
-    def expand(self, letters: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[Examples]:
+    def expand(
+        self, letters: Sequence[beam.PCollection[pa.RecordBatch]]
+    ) -> beam.PCollection[Examples]:
         """Take examples of each batch, and merge them."""
-        found = letters | "Take" >> beam.Map(examples_of, self.most).with_output_types(dict)
+        found = [
+            one | f"Take{i or ''}" >> beam.Map(examples_of, self.most).with_output_types(dict)
+            for i, one in enumerate(letters)
+        ] | beam.Flatten()
         return found | "Merge" >> beam.CombineGlobally(self._merge).without_defaults()

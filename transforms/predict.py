@@ -182,13 +182,19 @@ class Predict(beam.PTransform):
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Split:
         """Validate the rows, run the model, and separate the failed rows."""
+        good, *failures = self._apart(batches)
+        return Split(good, failures | "Failures" >> beam.Flatten())
+
+    def _apart(
+        self, batches: beam.PCollection[pa.RecordBatch]
+    ) -> tuple[beam.PCollection[pa.RecordBatch], ...]:
+        """Return the good rows, the dead letters before the model, and those after it."""
         provenance = self.provenance or Provenance.of(self.manifest)
         steps = packaged_steps(self.handler, self.manifest)
         validated = batches | "Validate" >> ValidateFeatures(self.manifest, provenance, steps)
         answers = validated.good | "RunInference" >> RunInference(self.handler)
         predicted = typed(answers) | "Split" >> SplitFailures(steps, provenance, self._fields)
-        failures = (validated.failures, predicted.failures) | "Failures" >> beam.Flatten()
-        return Split(predicted.good, failures)
+        return predicted.good, validated.failures, predicted.failures
 
     @property
     def _fields(self) -> Collection[str] | None:
@@ -199,12 +205,25 @@ class Predict(beam.PTransform):
         return self.manifest.fields_for([*self.written, *([] if score is None else [score])])
 
 
+class PredictApart(Predict):
+    """Predict without a Flatten, at which many runners end a stage.
+
+    Beam's runner in this process keeps everything in memory that leaves a stage. The result is the
+    good rows, the dead letters before the model, and those after it.
+    """
+
+    def expand(  # type: ignore[override]
+        self, batches: beam.PCollection[pa.RecordBatch]
+    ) -> tuple[beam.PCollection[pa.RecordBatch], ...]:
+        """Validate the rows, run the model, and separate the failed rows."""
+        return self._apart(batches)
+
+
 @dataclass(kw_only=True)
 class PredictBetween(Predict):
     """Predict for streams, whose bundles are small: with other work, in as few steps as possible.
 
-    Batches are not gathered, and there is no Flatten, at which many runners end a stage. The result
-    is the good rows, the dead letters before the model, and those after it.
+    Batches are not gathered. The result is that of PredictApart.
 
     Attributes:
         before: DoFns that make source batches, of at most the handler's batch_rows. Their output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import apache_beam as beam
 import pyarrow as pa
@@ -25,12 +25,15 @@ from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.files.stage import StageFiles
 from transforms.messages.publish import PublishBatches
 from transforms.output_fields import OutputFields
-from transforms.predict import Predict
+from transforms.predict import PredictApart
 from transforms.provenance import Provenance
 from transforms.run_history import RecordHistory
 from transforms.run_report import CommitRun, CountFailures, CountPrecision, CountRows, Page
 from transforms.score_figures import DescribeScores
 from transforms.spread import SpreadBatches
+
+# What PublishBatches calls the rows of each part.
+KINDS: dict[str, Literal["rows", "failures"]] = {SCORES: "rows", DEAD_LETTERS: "failures"}
 
 
 @dataclass(kw_only=True)
@@ -82,9 +85,10 @@ class ScoreRows(beam.PTransform):
     def expand(self, pipeline: beam.Pipeline) -> beam.PCollection[dict[str, Any]]:
         """Read, predict, encode and stage the rows; stage the failures; count both and commit."""
         read = pipeline | "Read" >> self.source
-        predict = Predict(self.handler, self.manifest, self.provenance, self.fields.needed)
-        predicted = self._spread(read.good) | "Predict" >> predict
-        failed, scored = [read.failures, predicted.failures], predicted.good
+        predict = PredictApart(self.handler, self.manifest, self.provenance, self.fields.needed)
+        predicted, *failed = self._spread(read.good) | "Predict" >> predict
+        failed.append(read.failures)
+        scored = predicted
         for table in self._tables if self.fields.source else ():
             names = self.fields.source
             held = scored | f"Fit {table}" >> RefuseUnfit(table, names, self.provenance)
@@ -92,38 +96,41 @@ class ScoreRows(beam.PTransform):
             failed.append(held.failures)
         encode = EncodeRows(self.fields, self.provenance, self.schema, self.origins)
         rows = scored | "Encode" >> encode
-        failures = failed | "Failures" >> beam.Flatten()
-
-        parts = {SCORES: rows, DEAD_LETTERS: failures}
+        # Each collection of dead letters has steps of its own. Beam's runner in this process would
+        # keep all dead letters in memory for steps behind a Flatten.
+        parts = {SCORES: [rows], DEAD_LETTERS: failed}
         staged = [
-            parts[destination.part]
-            | f"Stage {destination.name}" >> StageFiles(destination, self.launcher)
+            one | f"Stage {destination.name}{i or ''}" >> StageFiles(destination, self.launcher)
             for destination in self.destinations
+            for i, one in enumerate(parts[destination.part])
         ] | "Staged" >> beam.Flatten()
         for part, topic in self.topics.items():
-            kind = "failures" if part == DEAD_LETTERS else "rows"
-            parts[part] | f"Publish {part}" >> PublishBatches(self.cloud, topic, kind)
+            publish = PublishBatches(self.cloud, topic, KINDS[part])
+            for i, one in enumerate(parts[part]):
+                one | f"Publish {part}{i or ''}" >> publish
 
         decisions = self.fields.decisions(self.manifest)
         decided = (rows | "Decisions" >> CountDecisions(decisions),) if decisions else ()
         # A worker that chooses the precision says so in the batches that it scores.
         chosen = getattr(self.handler, "precision", None) == AUTO
-        precisions = (predicted.good | "Precisions" >> CountPrecision(),) if chosen else ()
+        precisions = (predicted | "Precisions" >> CountPrecision(),) if chosen else ()
         counts = (
             read.good | "CountRead" >> CountRows("read"),
             rows | "CountScored" >> CountRows("scored"),
-            failures | "CountFailed" >> CountFailures(),
+            *(one | f"CountFailed{i or ''}" >> CountFailures() for i, one in enumerate(failed)),
             read.counts,
             *decided,
             *precisions,
         ) | "Counts" >> beam.Flatten()
-        figures = self._figures(rows, failures)
+        figures = self._figures(rows, failed)
         if self.show_progress:
             rows | "Progress" >> ShowProgress()
         return {"counts": counts, "staged": staged} | figures | "Commit" >> self._commit(decisions)
 
     def _figures(
-        self, rows: beam.PCollection[pa.RecordBatch], failures: beam.PCollection[pa.RecordBatch]
+        self,
+        rows: beam.PCollection[pa.RecordBatch],
+        failed: Sequence[beam.PCollection[pa.RecordBatch]],
     ) -> dict[str, beam.PCollection[Any]]:
         """Return what the report and the page show beside the counts."""
         score = self.fields.score_column
@@ -133,7 +140,7 @@ class ScoreRows(beam.PTransform):
         if self.page is not None:
             found["history"] = rows | "History" >> RecordHistory(score)
             if self.examples:
-                found["examples"] = failures | "Examples" >> KeepExamples(self.examples)
+                found["examples"] = tuple(failed) | "Examples" >> KeepExamples(self.examples)
         return found
 
     def _spread(
