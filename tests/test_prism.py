@@ -413,7 +413,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_line(
 def test_a_run_takes_as_long_as_it_needs_however_soon_a_job_server_must_answer(
     machine: Machine, many: dict[str, Any]
 ) -> None:
-    process = machine.start(**many, job_server_timeout=1)
+    process = machine.start(**many | {"batch_rows": 512}, job_server_timeout=1)
     _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
 
