@@ -347,11 +347,15 @@ def machine(prism: dict[str, str], values: dict[str, Any], tmp_path: Path) -> It
         os.kill(process, signal.SIGKILL)
 
 
+# How often the file of the example is in one with many rows.
+COPIES = 100
+
+
 @pytest.fixture
 def many(example: Path, tmp_path: Path) -> dict[str, Any]:
     """The flags of a run that takes long enough to be interrupted."""
     table = pq.read_table(example / "transactions.parquet")
-    pq.write_table(pa.concat_tables([table] * 400), tmp_path / "many.parquet")
+    pq.write_table(pa.concat_tables([table] * COPIES), tmp_path / "many.parquet")
     return {"input_files": tmp_path / "many.parquet", "batch_rows": 16, "id_column": None}
 
 
@@ -437,7 +441,7 @@ def test_workers_in_a_process_print_their_tracebacks_only_with_debug(
 def test_the_workers_of_a_killed_command_do_no_harm_to_the_next_attempt(
     machine: Machine, many: dict[str, Any]
 ) -> None:
-    quick = many | {"batch_rows": 512}
+    quick = many | {"batch_rows": 256}
     process = machine.start(**quick, **OWN_PROCESS)
     machine.wait_for_staged(process)
     process.kill()
@@ -450,9 +454,9 @@ def test_the_workers_of_a_killed_command_do_no_harm_to_the_next_attempt(
     wait_until(lambda: not machine.processes())
     report = json.loads((machine.folder / "out/there/report.json").read_text())
     assert report["balanced"]
-    assert report["rows_in"] == 400 * ROWS
+    assert report["rows_in"] == COPIES * ROWS
     ids = open_result(str(machine.folder / "out/there")).to_table(["row_id"])["row_id"]
-    assert len(ids.unique()) == len(ids) == report["rows_scored"] == 400 * (ROWS - 20)
+    assert len(ids.unique()) == len(ids) == report["rows_scored"] == COPIES * (ROWS - 20)
 
 
 @contextmanager
