@@ -275,11 +275,7 @@ def _compare(args: argparse.Namespace) -> int:
     if (bottleneck := found.bottleneck) is not None:
         value = bottleneck.value or bottleneck.confidence
         show(f"bottleneck: {value} ({bottleneck.confidence}): {bottleneck.evidence[0]}")
-    print(
-        f"{len(worse)} figures are worse; see {path}"
-        if worse
-        else f"no figure is worse; see {path}"
-    )
+    print(f"{found.summary}; see {path}")
     return 1 if worse else 0
 
 

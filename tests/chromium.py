@@ -24,6 +24,7 @@ addEventListener("load", () => setTimeout(() => {
   const cells = [...document.querySelectorAll("tr")].map(
     (row) => [...row.children].map((cell) => cell.innerText));
   const found = {charts: charts.length, drawn, errors: window.failures, rows: cells,
+                 black: document.querySelectorAll(".role-legend-symbol [fill=black]").length,
                  scripts: document.scripts.length, images: document.images.length};
   document.title = JSON.stringify(found);
 }, 0));

@@ -13,7 +13,7 @@ from scale_tests.__main__ import main
 from scale_tests.load.batch_plan import Batch, BatchGoal, BatchPlan, Offline
 from scale_tests.measures.batch_runs import Accounts, BatchLevel, BatchOutcome, Run
 from scale_tests.pages.batch_record import batch_result, write_batch
-from scale_tests.pages.compare import compare
+from scale_tests.pages.compare import Comparison, compare
 from scale_tests.pages.differences import Change
 from scale_tests.pages.page import write_report
 
@@ -133,6 +133,14 @@ def test_fewer_than_three_runs_do_not_say_that_a_batch_is_slower() -> None:
     assert changes["1 offline, 100,000 rows, rate rows/s"] is Change.UNKNOWN
 
 
+def test_a_comparison_says_how_many_figures_cannot_be_judged() -> None:
+    results = (batch_result(outcome()), batch_result(outcome(repeat=2)))
+    comparison = Comparison(compare(*results, 0.1))
+    total = len(comparison.differences)
+    unknown = f"{total} have too little data to say"
+    assert comparison.summary == f"0 of {total} figures are worse, {unknown}"
+
+
 def test_memory_that_grew_is_worse_and_less_memory_is_better() -> None:
     name = "1 offline, 10,000 rows, memory MB"
     assert found(outcome(peak=5e8), outcome(peak=6e8))[name] is Change.LARGER
@@ -165,7 +173,7 @@ def test_the_command_writes_a_page_and_fails_if_a_figure_is_worse(
     folders = [stored(tmp_path, "a", outcome()), stored(tmp_path, "b", outcome(rate))]
     assert main(["compare", *folders, "--fail_if_slower", "10%"]) == code
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith(f"{3 * code or 'no'} figure")
+    assert printed[-1].startswith(f"{3 * code} of ")
     page = (tmp_path / "b" / "comparison.html").read_text()
     drawn = look_at(page, tmp_path / "page.html")
     assert (drawn["errors"], drawn["charts"], drawn["drawn"]) == ([], 1, 1)

@@ -186,7 +186,10 @@ def test_increasing_a_resource_confirms_the_bottleneck_or_contradicts_it() -> No
 def test_a_sustained_rate_is_sure_if_a_higher_one_failed() -> None:
     found = sustainable_rate(knee(100, 105))
     assert (found.value, found.unit, found.confidence) == (100, "messages/s", "high")
-    assert sustainable_rate(knee(100)).confidence == "medium"
+    assert not any("highest" in text for text in found.evidence)
+    limit = sustainable_rate(knee(100))
+    assert limit.confidence == "medium"
+    assert limit.evidence[0] == "no rate failed: raise highest in the plan"
     none = sustainable_rate(replace(knee(None, 10), reason="1/s is invalid: late"))
     assert (none.value, none.confidence) == (None, "insufficient data")
     assert none.evidence == ("1/s is invalid: late", "1/s: not sustained; slow")

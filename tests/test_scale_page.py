@@ -172,3 +172,5 @@ def test_chromium_draws_every_chart_without_an_error(tmp_path: Path) -> None:
     found = look_at(write_report(tmp_path).read_text(), tmp_path / "page.html")
     assert found["errors"] == []
     assert found["charts"] == found["drawn"] == 7
+    # It would be invisible on the dark page.
+    assert found["black"] == 0

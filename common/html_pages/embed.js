@@ -10,7 +10,10 @@ function config() {
     font: "system-ui, sans-serif",
     view: { stroke: line },
     axis: { labelColor: soft, titleColor: ink, gridColor: line, domainColor: line, tickColor: line },
-    legend: { labelColor: ink, titleColor: ink, orient: "top" },
+    legend: {
+      labelColor: ink, titleColor: ink, orient: "top",
+      symbolBaseFillColor: soft, symbolBaseStrokeColor: soft,
+    },
     header: { labelColor: ink, titleColor: ink },
     title: { color: ink },
     text: { color: ink },

@@ -24,6 +24,7 @@ GROWTH = 0.1
 APART = 2.0
 # The bounds of a figure contain the true one with this probability.
 PROBABILITY = 0.95
+_SURE = f", with a probability of {PROBABILITY:.0%}"
 _ORDER: Sequence[Confidence] = ("insufficient data", "low", "medium", "high")
 
 
@@ -161,7 +162,7 @@ def _times(line: Line | None) -> Iterator[Finding]:
         for name in names:
             yield missing(name, "needs complete runs of two sizes, and better of three")
         return
-    evidence = (_measured(line), *_shape(line))
+    evidence = (_measured(line), *_shape(line)) if line.grows else (_measured(line),)
     yield Finding(
         name=names[0],
         value=max(line.fixed, 0.0),
@@ -176,7 +177,7 @@ def _times(line: Line | None) -> Iterator[Finding]:
         return
     low, high = (line.per_row + sign * line.per_row_bound for sign in (1, -1))
     known = not math.isnan(line.per_row_bound)
-    bounds = f"{1 / low:,.0f} to {1 / high:,.0f} rows/s" if known else "no bounds: two runs"
+    bounds = f"{1 / low:,.0f} to {1 / high:,.0f} rows/s{_SURE}" if known else "no bounds: two runs"
     yield Finding(
         name=names[1],
         value=1 / line.per_row,
@@ -212,7 +213,7 @@ def _shape(line: Line) -> tuple[str, ...]:
 def _bounds(value: float, bound: float, unit: str) -> str:
     if math.isnan(bound):
         return "no bounds: two runs"
-    return f"{max(value - bound, 0):,.3g} to {max(value + bound, 0):,.3g} {unit}"
+    return f"{max(value - bound, 0):,.3g} to {max(value + bound, 0):,.3g} {unit}{_SURE}"
 
 
 def _cores(levels: Sequence[BatchLevel]) -> Iterator[Finding]:
@@ -249,7 +250,7 @@ def _memory(levels: Sequence[BatchLevel]) -> Iterator[Finding]:
         name=names[0],
         value=max(peaks.values()) / 1e6,
         unit="MB",
-        evidence=(*evidence, "shared pages count for each process"),
+        evidence=(*evidence, "memory that processes share counts in each of them"),
         confidence="medium",
     )
     sizes = [*peaks]
@@ -273,8 +274,9 @@ def _memory(levels: Sequence[BatchLevel]) -> Iterator[Finding]:
 def _of_goal(line: Line | None, plan: BatchPlan, goal: BatchGoal) -> Iterator[Finding]:
     names = (f"time of {goal.rows:,} rows", f"cost of {goal.rows:,} rows")
     if line is None or not line.grows:
+        sizes = "larger sizes" if line else "complete runs of two sizes, and better of three"
         for name in names:
-            yield missing(name, "needs the rate beyond the fixed time")
+            yield missing(name, f"the rate beyond the fixed time is not known: it needs {sizes}")
         return
     seconds = line.seconds(goal.rows)
     beyond = goal.rows / line.sizes[-1]

@@ -81,7 +81,9 @@ def sustainable_rate(knee: Knee, suffix: str = "", unit: str = "messages/s") -> 
     early = (knee.reason,) if knee.reason else ()
     if knee.sustained is None:
         return missing(name, *early, *tried)
-    confidence: Confidence = "high" if knee.failed and not knee.reason else "medium"
+    if not early and not knee.failed:
+        early = ("no rate failed: raise highest in the plan",)
+    confidence: Confidence = "medium" if early else "high"
     return Finding(
         name=name,
         value=knee.sustained,
@@ -121,7 +123,7 @@ def bottleneck(quiet: Level, busy: Level) -> Finding:
     most = max(waiting, key=waiting.__getitem__)
     share = waiting[most] / total
     evidence = tuple(
-        f"{part}: {before[part]:,.1f} in flight at {quiet.rate:,.4g}/s, "
+        f"{part}: {before[part]:,.1f} {busy.item}s in flight at {quiet.rate:,.4g}/s, "
         f"{after[part]:,.1f} at {busy.rate:,.4g}/s"
         for part in after
     )
@@ -129,7 +131,11 @@ def bottleneck(quiet: Level, busy: Level) -> Finding:
     return Finding(
         name=name,
         value=resource,
-        evidence=(f"{most} has {share:.0%} of those that wait", *why, *evidence),
+        evidence=(
+            f"{most} has {share:.0%} of the {busy.item}s beyond what the rate explains",
+            *why,
+            *evidence,
+        ),
         confidence="medium" if share >= EXPLAINS else "low",
     )
 

@@ -164,10 +164,11 @@ def _charts(result: Mapping[str, Any]) -> Iterator[Section]:
     for heading, spec, caption in drawn:
         yield Section(heading, [Chart(spec=spec, caption=caption)])
     if parts := [*_parts(result["levels"])]:
-        caption = "The median seconds until the first batch was scored, until the last one, and "
-        yield Section(
-            "Where the time goes", [Chart(spec=_stacked(parts), caption=f"{caption}to the end.")]
+        caption = (
+            "The median seconds of the parts: start ends when the first batch is scored, score "
+            "with the last one, and finish with the command."
         )
+        yield Section("Where the time goes", [Chart(spec=_stacked(parts), caption=caption)])
 
 
 def _line(

@@ -24,8 +24,8 @@ PAGE = "comparison.html"
 # When a figure is worse, for a load and for a batch.
 _RULES = (
     "A latency is slower if it grew by more than {:.0%} and the confidence bounds do not overlap.",
-    "A figure is worse if its median is by more than {:.0%}, and each of three or more runs is "
-    "worse than each before.",
+    "A figure is worse if its median is worse by more than {:.0%}, and each run is worse than each "
+    "run before. With fewer than three runs of a size in either result, the data is insufficient.",
 )
 
 
@@ -168,6 +168,14 @@ class Comparison:
         """The figures that are worse in the second result."""
         return tuple(one for one in self.differences if one.fails)
 
+    @property
+    def summary(self) -> str:
+        """How many figures are worse, and how many cannot be judged."""
+        total = len(self.differences)
+        unknown = sum(one.change is Change.UNKNOWN for one in self.differences)
+        said = f"{len(self.worse)} of {total} figures are worse"
+        return f"{said}, {unknown} have too little data to say" if unknown else said
+
 
 def write_comparison(
     before: Path, after: Path, limit: float, path: Path, moved: str | None = None
@@ -208,7 +216,7 @@ def page(comparison: Comparison, samples: Mapping[str, pa.Table], limit: float) 
     before, after = samples
     of_batch = "round" in samples[after].column_names
     table = Table(
-        head=["figure", before, after, "unit", "change", ""],
+        head=["figure", before, after, "unit", "change", "verdict"],
         rows=[
             [
                 *(one.name, one.before, one.after, one.unit, _share(one)),
@@ -221,10 +229,9 @@ def page(comparison: Comparison, samples: Mapping[str, pa.Table], limit: float) 
     found = [comparison.bottleneck] if comparison.bottleneck else []
     finding = [findings_table([dataclasses.asdict(one) for one in found])] if found else []
     curves = [*(_batch_charts if of_batch else _curves)(samples)]
-    worse, total = len(comparison.worse), len(comparison.differences)
-    said = f"{worse} of {total} figures are worse." if worse else "No figure is worse."
     title = f"{after} compared with {before}"
-    return write_page(title, [Section("", [Text(said, "lead"), table, *finding]), *curves])
+    lead = Text(f"{comparison.summary}.", "lead")
+    return write_page(title, [Section("", [lead, table, *finding]), *curves])
 
 
 def _curves(samples: Mapping[str, pa.Table]) -> Iterator[Section]:
@@ -240,7 +247,8 @@ def _batch_charts(samples: Mapping[str, pa.Table]) -> Iterator[Section]:
 def _share(one: Difference) -> str:
     if not one.before or one.after is None:
         return ""
-    return f"{one.after / one.before - 1:+.0%}"
+    # A change that rounds to nothing has no minus sign.
+    return f"{round(one.after / one.before - 1, 2) + 0.0:+.0%}"
 
 
 def read_share(text: str) -> float:
