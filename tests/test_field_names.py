@@ -214,7 +214,8 @@ def test_the_first_progress_line_with_rows_warns_once(
             self.looks += 1
             return self.looks > 5
 
-    tally = Tally(scored=3, unseen={"ID": "id_column"}, latencies=[np.ones(1)])
+    tally = Tally(scored=3, unseen={"ID": "id_column"})
+    tally.latencies.add(np.ones(1))
     intake = SimpleNamespace(waits_until=None)
     for _ in in_process._reported(Running(), intake, tally, 0):  # type: ignore[arg-type]
         pass
