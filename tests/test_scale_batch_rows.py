@@ -69,9 +69,18 @@ def test_rows_of_a_file_are_sent_in_turn_with_their_own_types(tmp_path: Path) ->
     assert lines["a"].to_pylist() == [1.5, 2.5, 1.5]
 
 
-@pytest.mark.parametrize("name", ["none.parquet", "empty.parquet", "text.parquet", "text.jsonl"])
-def test_a_file_without_rows_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("none.parquet", "empty.parquet", "text.parquet", "text.jsonl"),
+        *("lines.jsonl", "objects.jsonl", "ids.parquet"),
+    ],
+)
+def test_a_file_without_rows_or_columns_is_refused(tmp_path: Path, name: str) -> None:
     pq.write_table(pa.table({"a": pa.array([], pa.int64())}), tmp_path / "empty.parquet")
+    pq.write_table(pa.table({ID: ["x"]}), tmp_path / "ids.parquet")
+    (tmp_path / "lines.jsonl").write_text("\n\n")
+    (tmp_path / "objects.jsonl").write_text("{}\n{}\n")
     for text in ("text.parquet", "text.jsonl"):
         (tmp_path / text).write_text("not rows")
     with pytest.raises(InputError, match=f"rows.path .*{name}: expected"):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from common.errors import InputError
 from scale_tests.load.plan import Rows
 from scale_tests.load.rows import draw, draw_faults, read_rows, read_statistics
 
@@ -83,6 +84,8 @@ def _features(rows: Rows, seed: int, count: int) -> Iterator[pa.RecordBatch]:
     table = read_rows(Path(rows.path), MOST_OF_FILE)
     if ID in table.column_names:
         table = table.drop_columns([ID])
+    if not table.num_columns:
+        raise InputError(f"rows.path {rows.path}: expected a column besides {ID}")
     table = table.combine_chunks()
     for start in starts:
         places = np.arange(start, min(start + BLOCK, count)) % table.num_rows

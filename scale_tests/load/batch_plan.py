@@ -21,6 +21,10 @@ OWN_FLAGS = frozenset(
     )
 )
 _DATASET = re.compile(r"([a-z0-9.:-]+[.:])?\w+")
+# Also gs:/BUCKET, which would be a folder on this machine.
+_ADDRESS = re.compile(r"\w+:/")
+_WILD = re.compile(r"[*?\[]")
+_BUCKET = re.compile(r"gs://[^/]")
 
 
 class Batch(Values, frozen=True, kw_only=True):
@@ -129,10 +133,16 @@ def batch_contradictions(plan: BatchPlan) -> Iterator[tuple[tuple[str | int, ...
             "send_to is missing: name a folder for rows and results, such as ./scale-test or "
             "gs://BUCKET/FOLDER, or a dataset of BigQuery",
         )
-    elif "://" in plan.send_to and not plan.send_to.startswith("gs://"):
+    elif _ADDRESS.match(plan.send_to) and not _BUCKET.match(plan.send_to):
         yield (
             ("send_to",),
-            f"send_to: expected a folder on this machine or in Cloud Storage (gs://), "
+            "send_to: expected a folder on this machine or in Cloud Storage (gs://BUCKET/FOLDER), "
+            f"got {plan.send_to!r}",
+        )
+    elif _WILD.search(plan.send_to) or not plan.send_to.isprintable():
+        yield (
+            ("send_to",),
+            "send_to: expected a folder without wildcards (*, ? and [) and control characters, "
             f"got {plan.send_to!r}",
         )
     elif plan.in_tables and not _DATASET.fullmatch(plan.send_to):
@@ -164,6 +174,8 @@ def _wrong_flags(flags: tuple[str, ...]) -> Iterator[tuple[tuple[str | int, ...]
         name, *_ = word.removeprefix("--").partition("=")
         if not number and not word.startswith("--"):
             yield place, f"{named}: expected a flag such as --model, got {word!r}"
+        elif "\0" in word:
+            yield place, f"{named}: expected text without the character \\u0000, got {word!r}"
         elif word.startswith("--") and name in OWN_FLAGS:
             yield place, f"{named}: the test sets --{name} itself, or needs its default; remove it"
         elif word.startswith("--") and " " in name:

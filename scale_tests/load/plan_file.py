@@ -64,6 +64,11 @@ def parse_plan(text: str, name: str) -> Plan | BatchPlan:
     except msgspec.ValidationError as error:
         place, reason = explain(str(error), values)
         raise UsageError(f"{name}, line {line_of(text, place)}: {reason}") from error
+    for number, phase in enumerate(values["phases"]):
+        # msgspec does not need the kind if there is only one.
+        if "kind" not in phase:
+            line = line_of(text, ("phases", number))
+            raise UsageError(f"{name}, line {line}: phases[{number}].kind is missing")
     for place, reason in contradictions(plan):
         raise UsageError(f"{name}, line {line_of(text, place)}: {reason}")
     return plan
@@ -169,6 +174,9 @@ def explain(message: str, values: Mapping[str, Any]) -> tuple[Place, str]:
         message: The message, such as "Expected `float`, got `str` - at `$.sender.cpu`".
         values: The values of the document.
     """
+    if "target" not in values:
+        # The rest depends on it.
+        return (), "target is missing"
     reason, _, path = message.partition(" - at `$")
     place: Place = tuple(
         int(number) if number else name
@@ -195,10 +203,11 @@ def _in_words(reason: str, place: Place, values: Mapping[str, Any]) -> str:
         choices = _choices(place, values)
         return f"expected {' or '.join(choices)}, got {got!r}{suggest(str(got), choices)}"
     if found := re.fullmatch(r"Expected `([\w |]+)`, got `(\w+)`", reason):
-        kinds = [_KINDS.get(name, name) for name in found.groups()]
+        names = [name.removesuffix(" | null") for name in found.groups()]
+        kinds = [_KINDS.get(name, name) for name in names]
         return f"expected {kinds[0]}, got {kinds[1]}"
     if found := re.fullmatch(r"Expected `(float|int)` (>=|<=|>|<) (\S+)", reason):
-        compared = f"{_COMPARED[found[2]]} {float(found[3]):,.10g}"
+        compared = f"{_COMPARED[found[2]]} {float(found[3]):,.12g}"
         return f"expected {_KINDS[found[1]]} {compared}, got {got}"
     if reason.startswith("Expected `array` of length"):
         return "expected at least one"

@@ -152,8 +152,8 @@ def read_rows(path: Path, most: int) -> pa.Table:
         raise InputError(
             f"rows.path {path}: expected a Parquet or JSON Lines file: {one_line(error)}"
         ) from error
-    if not table.num_rows:
-        raise InputError(f"rows.path {path}: expected at least one row")
+    if not table.num_rows or not table.num_columns:
+        raise InputError(f"rows.path {path}: expected at least one row with a column")
     return table
 
 
