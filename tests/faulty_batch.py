@@ -18,7 +18,8 @@ ID = "scale_test_row"
 
 def main(fault: str, argv: list[str]) -> int:
     parser = argparse.ArgumentParser()
-    for name in ("input_files", "output_files", "run_id"):
+    parser.add_argument("--input_files", type=lambda text: Path(text.strip('"')))
+    for name in ("output_files", "run_id"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--dry_run", action="store_true")
     args, _ = parser.parse_known_args(argv)

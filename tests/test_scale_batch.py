@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command_line import assert_one_line_error
@@ -18,18 +19,19 @@ from libraries import need_library
 from waiting import wait_until
 
 from pipelines.launch import command as launch
+from pipelines.options.batch import SinkOptions, SourceOptions
 from pipelines.options.flag import parse_flags
 from pipelines.options.launch import LaunchOptions
 from scale_tests import __main__ as scale_command
 from scale_tests.batches import batch, files
-from scale_tests.batches.command import Watched, command_of
+from scale_tests.batches.command import RUN, Watched, _interrupt, command_of
 from scale_tests.load.batch_plan import Batch
 from transforms.files.store import create_file
 
 FAULTY = Path(__file__).parent / "faulty_batch.py"
 PLAN = """\
 target = "batch"
-send_to = "{folder}/data"
+send_to = "{folder}/data, of a test"
 seed = 3
 
 [batch]
@@ -59,7 +61,7 @@ class Stand:
         self.folder, self.model, self.capsys = folder, model, capsys
         self.plan = folder / "plan.toml"
         self.out = folder / "out"
-        self.data = folder / "data"
+        self.data = folder / "data, of a test"
 
     def run(self, *changes: tuple[str, str], form: str = "parquet") -> tuple[int, str, str]:
         """Run a plan in which some texts are replaced; return the exit code and the output."""
@@ -236,6 +238,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(stand: Stand) -> None:
     assert_one_line_error(stand.run(), 1, f"{stand.data}/millrace-scale-", "cannot be created")
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = files.Files('-a, "b"/ü', "test", "parquet")
+    written = place.write("rows", [pa.record_batch({"a": [1]})])
+    chosen, rest = launch.choose_command(["batch_local", *written.flags, *place.flags("run")])
+    assert chosen is not None
+    parsed = parse_flags(chosen.name, chosen.about, chosen.options, rest)
+    assert parsed.get(SourceOptions).input_files == (f"{tmp_path}/{place.root}/rows",)
+    assert parsed.get(SinkOptions).output_files == f"{tmp_path}/{place.root}/out"
+
+
 def test_a_full_disk_is_one_line(
     stand: Stand, faulty: Callable[[str], tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +268,7 @@ def test_a_bucket_without_credentials_is_one_line(
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(stand.folder))
     monkeypatch.setenv("NO_GCE_CHECK", "true")
-    result = stand.run((f"{stand.folder}/data", "gs://no-such-bucket/folder"))
+    result = stand.run((str(stand.data), "gs://no-such-bucket/folder"))
     assert_one_line_error(result, 1, "no usable Google Cloud credentials")
 
 
@@ -284,15 +297,41 @@ def test_the_processes_below_a_command_count() -> None:
         process.communicate(b"\n")
 
 
+def test_a_command_that_ignores_ctrl_c_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scale_tests.batches.command.PATIENCE_SECONDS", 5.0)
+    code = "print('running', flush=True); import time; time.sleep(600)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, process_group=0
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            found, _ = _interrupt(process)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == -signal.SIGTERM
+
+
 def test_a_job_is_started_and_followed_by_the_launcher() -> None:
     given = Batch(flags=("--model", "m", "--runner=DataflowRunner", "--region", "r"))
-    command = command_of(given, ["--run_id", "x"])[1:]
-    expected = ["-m", "pipelines.launch", "batch_local", "--model", "m", "--region", "r"]
+    command = command_of(given, ["--run_id", "x"])[len(RUN) :]
+    expected = ["pipelines.launch", "batch_local", "--model", "m", "--region", "r"]
     assert command == [*expected, "--run_id", "x", "--wait"]
     assert command_of(given, ["--dry_run"])[-1] == "--dry_run"
     # The launcher knows these flags.
-    chosen, rest = launch.choose_command([*command[2:], "--json_summary"])
+    chosen, rest = launch.choose_command([*command[1:], "--json_summary"])
     assert chosen is not None
     assert parse_flags(chosen.name, chosen.about, chosen.options, rest).get(LaunchOptions).wait
     here = Batch(pipeline="batch_vertex", flags=("--endpoint", "1"))
-    assert command_of(here, [])[1:] == ["-m", "pipelines.batch_vertex", "--endpoint", "1"]
+    assert command_of(here, []) == [*RUN, "pipelines.batch_vertex", "--endpoint", "1"]
+
+
+def test_modules_of_the_working_directory_come_last(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import sys; print(sys.path, sys.argv[1:], __name__)")
+    done = subprocess.run([*RUN, "own", "--x"], cwd=tmp_path, capture_output=True, check=True)
+    path, rest = done.stdout.decode().strip().split("] ", 1)
+    assert rest == "['--x'] __main__"
+    assert path.endswith(", ''")
+    assert path.count("''") == 1
+    assert str(tmp_path) not in path

@@ -20,6 +20,15 @@ import psutil
 from common.interrupts import repeating
 from scale_tests.load.batch_plan import Batch
 
+# Runs a module as `python -m` does. There, modules of the working directory, such as the user's own
+# `common`, would hide those of Millrace; here they come last, as for the command `millrace`.
+RUN = (
+    sys.executable,
+    "-P",
+    "-c",
+    "import runpy, sys; sys.path.append(''); "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)",
+)
 # How often the processes of a command are looked at.
 LOOK_SECONDS = 0.2
 # How long a command may take to end after an interrupt.
@@ -63,12 +72,12 @@ def command_of(batch: Batch, flags: Sequence[str]) -> list[str]:
         flags: Further flags: those of the input and of the output.
     """
     if not batch.on_dataflow:
-        return [sys.executable, "-m", f"pipelines.{batch.pipeline}", *batch.flags, *flags]
+        return [*RUN, f"pipelines.{batch.pipeline}", *batch.flags, *flags]
     own = list(batch.flags)
     place = next(i for i, word in enumerate(own) if word.partition("=")[0] == "--runner")
     del own[place : place + (1 if "=" in own[place] else 2)]
     waiting = [] if "--dry_run" in flags else ["--wait"]
-    return [sys.executable, "-m", "pipelines.launch", batch.pipeline, *own, *flags, *waiting]
+    return [*RUN, "pipelines.launch", batch.pipeline, *own, *flags, *waiting]
 
 
 def run_command(command: Sequence[str], log: Path) -> Ended:
@@ -169,8 +178,11 @@ def _interrupt(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     if process.returncode is not None:
         return process.returncode, 0.0
     deadline = time.monotonic() + PATIENCE_SECONDS
+    # A shell lets the commands that it starts in the background ignore Ctrl-C, and so does what
+    # they start.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     try:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
         while time.monotonic() < deadline:
             found, status, usage = os.wait4(process.pid, os.WNOHANG)
             if found:

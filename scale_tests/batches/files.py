@@ -71,7 +71,9 @@ class Files:
                     f"{folder}: batch.format {self.format} cannot hold the rows: {one_line(error)}"
                 ) from error
             size = sum(entry.size for entry in entries(folder))
-        return Input(flags=("--input_files", folder), bytes=size)
+        # Quotes keep a folder together that contains spaces or commas.
+        quoted = folder.replace('"', '""')
+        return Input(flags=(f'--input_files="{quoted}"',), bytes=size)
 
     def _write(self, folder: str, batches: Iterable[pa.RecordBatch]) -> None:
         rows, number = FILE_ROWS, 0
@@ -96,7 +98,7 @@ class Files:
 
     def flags(self, run_id: str) -> tuple[str, ...]:
         """Return the flags of the output of a run."""
-        return ("--output_files", f"{self.root}/out", "--output_format", self.format)
+        return (f"--output_files={self.root}/out", "--output_format", self.format)
 
     def read(self, run_id: str) -> Found:
         """Return the results of a run that are in place, and what the run left elsewhere.
