@@ -158,12 +158,20 @@ def test_the_bounds_contain_the_truth_although_the_times_vary(noise: float) -> N
 
 
 def test_two_sizes_give_a_line_of_low_confidence_and_one_size_none() -> None:
-    found = findings(level(1_000, 5.5), level(10_000, 10.0))
+    found = findings(level(1_000, 5.5, 5.5), level(10_000, 10.0, 10.0))
     assert found["rate beyond the fixed time"].value == pytest.approx(2_000)
     assert found["rate beyond the fixed time"].confidence == "low"
     assert found["growth of the time"].confidence == "insufficient data"
     assert findings(level(1_000, 5.5))["fixed time"].value is None
     assert findings()["peak memory"].value is None
+
+
+def test_two_runs_do_not_show_that_the_time_grows() -> None:
+    found = findings(level(1, 51.8), level(2, 75.5), goal=BatchGoal(rows=100))
+    assert found["fixed time"].evidence[0] == "no bounds: two runs"
+    assert found["rate beyond the fixed time"].value is None
+    assert "repeat the sizes" in found["rate beyond the fixed time"].evidence[0]
+    assert found["time of 100 rows"].value is None
 
 
 def test_a_time_that_grows_faster_than_the_rows_is_not_linear() -> None:
@@ -202,6 +210,19 @@ def test_the_confidence_of_a_large_run_falls_with_its_distance(rows: int, confid
     assert time.value == pytest.approx(5 + rows / 2_000)
     assert cost.value == pytest.approx(2 * 0.001 * (5 + rows / 2_000), rel=1e-3)
     assert time.confidence == cost.confidence == confidence
+
+
+@pytest.mark.parametrize(
+    ("rows", "reach"),
+    [
+        (10, "below the smallest size that was measured, 1,000 rows"),
+        (50_000, "within the sizes that were measured"),
+        (200_000, "2 times the largest size that was measured"),
+    ],
+)
+def test_a_finding_says_how_far_the_goal_is_from_the_sizes(rows: int, reach: str) -> None:
+    found = findings(*linear(5.0, 2_000.0), goal=BatchGoal(rows=rows))
+    assert reach in found[f"time of {rows:,} rows"].evidence
 
 
 def test_workers_of_dataflow_have_list_prices_and_other_machines_need_one() -> None:

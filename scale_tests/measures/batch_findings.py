@@ -69,9 +69,8 @@ class Line:
 
     @property
     def grows(self) -> bool:
-        """Whether the runs show that more rows take more time."""
-        bound = 0.0 if math.isnan(self.per_row_bound) else self.per_row_bound
-        return self.per_row > bound
+        """Whether the runs show that more rows take more time. Two runs alone never do."""
+        return self.per_row > self.per_row_bound
 
     @property
     def confidence(self) -> Confidence:
@@ -172,17 +171,17 @@ def _times(line: Line | None) -> Iterator[Finding]:
     )
     if not line.grows:
         reason = "the times of the sizes differ by no more than by chance: use larger sizes"
+        if math.isnan(line.per_row_bound):
+            reason = "two runs do not show how much times differ by chance: repeat the sizes"
         yield missing(names[1], reason, *evidence)
         yield missing(names[2], reason)
         return
     low, high = (line.per_row + sign * line.per_row_bound for sign in (1, -1))
-    known = not math.isnan(line.per_row_bound)
-    bounds = f"{1 / low:,.0f} to {1 / high:,.0f} rows/s{_SURE}" if known else "no bounds: two runs"
     yield Finding(
         name=names[1],
         value=1 / line.per_row,
         unit="rows/s",
-        evidence=(bounds, *evidence),
+        evidence=(f"{1 / low:,.0f} to {1 / high:,.0f} rows/s{_SURE}", *evidence),
         confidence=line.confidence,
     )
     if len(line.sizes) < 3:
@@ -274,7 +273,7 @@ def _memory(levels: Sequence[BatchLevel]) -> Iterator[Finding]:
 def _of_goal(line: Line | None, plan: BatchPlan, goal: BatchGoal) -> Iterator[Finding]:
     names = (f"time of {goal.rows:,} rows", f"cost of {goal.rows:,} rows")
     if line is None or not line.grows:
-        sizes = "larger sizes" if line else "complete runs of two sizes, and better of three"
+        sizes = "larger sizes or more runs" if line else "complete runs of two sizes, and better of three"
         for name in names:
             yield missing(name, f"the rate beyond the fixed time is not known: it needs {sizes}")
         return
@@ -282,15 +281,13 @@ def _of_goal(line: Line | None, plan: BatchPlan, goal: BatchGoal) -> Iterator[Fi
     beyond = goal.rows / line.sizes[-1]
     far: Confidence = "high" if beyond <= 1 else "medium" if beyond <= 10 else "low"
     confidence = min(line.confidence, far, key=_ORDER.index)
-    reach = (
-        f"{beyond:,.4g} times the largest size that was measured"
-        if beyond > 1
-        else "within the sizes that were measured"
-    )
-    known = not math.isnan(line.per_row_bound)
+    reach = "within the sizes that were measured"
+    if beyond > 1:
+        reach = f"{beyond:,.4g} times the largest size that was measured"
+    elif goal.rows < line.sizes[0]:
+        reach = f"below the smallest size that was measured, {line.sizes[0]:,} rows"
     spread = line.fixed_bound + line.per_row_bound * goal.rows
-    bounds = (_bounds(seconds, spread, "s"),) if known else ()
-    evidence = (*bounds, reach, *_shape(line))
+    evidence = (_bounds(seconds, spread, "s"), reach, *_shape(line))
     yield Finding(name=names[0], value=seconds, unit="s", evidence=evidence, confidence=confidence)
     hourly, source = _price(plan, goal)
     if hourly is None:
