@@ -247,7 +247,7 @@ def _report(args: argparse.Namespace) -> int:
     from cloud.clients import Cloud
     from cloud.endpoints import Endpoints
     from scale_tests.measures.watched import RESOURCES
-    from scale_tests.pages.page import write_report
+    from scale_tests.pages.page import understood, write_report
     from scale_tests.pages.watched import watched_section, write_watched
 
     ids = {name: getattr(args, name) for name in RESOURCES if getattr(args, name)}
@@ -257,7 +257,9 @@ def _report(args: argparse.Namespace) -> int:
         )
     if ids:
         write_watched(args.folder, Cloud(args.project, Endpoints.resolve()), ids)
-    print(f"wrote {write_report(args.folder, watched_section(args.folder))}")
+    with understood(args.folder):
+        path = write_report(args.folder, watched_section(args.folder))
+    print(f"wrote {path}")
     return 0
 
 
@@ -275,7 +277,7 @@ def _compare(args: argparse.Namespace) -> int:
     if (bottleneck := found.bottleneck) is not None:
         value = bottleneck.value or bottleneck.confidence
         show(f"bottleneck: {value} ({bottleneck.confidence}): {bottleneck.evidence[0]}")
-    print(f"{found.summary}; see {path}")
+    print(f"{found.said}; see {path}")
     return 1 if worse else 0
 
 

@@ -1,11 +1,17 @@
 """The page of a scale test of a batch shows its figures, and two results can be compared."""
 
+import html
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chromium import look_at
+from command_line import assert_one_line_error
 from libraries import need_library
 
 from common.errors import InputError
@@ -154,6 +160,8 @@ def test_lost_rows_and_failed_runs_are_worse_whatever_the_rates_are() -> None:
     assert failed["1 offline, 1,000 rows complete runs"] is Change.WRONG
     assert failed["1 offline, 1,000 rows, rate rows/s"] is Change.UNKNOWN
     assert Change.WRONG not in found(outcome(lost=1), outcome(lost=1)).values()
+    assert Change.WRONG not in found(outcome(lost=1, repeat=1), outcome(lost=1)).values()
+    assert Change.WRONG in found(outcome(lost=1), outcome(lost=2, repeat=1)).values()
 
 
 def test_a_batch_is_not_compared_with_a_stream_or_with_other_sizes() -> None:
@@ -173,12 +181,67 @@ def test_the_command_writes_a_page_and_fails_if_a_figure_is_worse(
     folders = [stored(tmp_path, "a", outcome()), stored(tmp_path, "b", outcome(rate))]
     assert main(["compare", *folders, "--fail_if_slower", "10%"]) == code
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith(f"{3 * code} of ")
+    assert printed[-1].startswith(
+        "3 of 6 figures are worse" if code else "no figure is worse; see "
+    )
     page = (tmp_path / "b" / "comparison.html").read_text()
     drawn = look_at(page, tmp_path / "page.html")
     assert (drawn["errors"], drawn["charts"], drawn["drawn"]) == ([], 1, 1)
     assert main(["compare", *folders, "--moved", "sink"]) == 2
     assert "--moved confirms the bottleneck of a stream" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_comparison_says_what_it_does_not_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = outcome(repeat=1)
+    stored(tmp_path, "before", one)
+    after = stored(tmp_path, "after", replace(one, levels=one.levels[:2]))
+    monkeypatch.chdir(tmp_path / "before")
+    assert main(["compare", ".", after]) == 0
+    said = "o figure is worse; 4 of 4 have insufficient data; only one result has "
+    said += "'1 offline, 100,000 rows'"
+    assert f"n{said}; see " in capsys.readouterr().out
+    page = (tmp_path / "after" / "comparison.html").read_text()
+    assert f"N{html.escape(said)}." in page
+    assert "<h1>after compared with before</h1>" in page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: [],
+        lambda _: {},
+        lambda result: {**result, "plan": 3},
+        lambda result: {**result, "levels": [{**result["levels"][0], "runs": None}]},
+        lambda result: {name: result[name] for name in result if name != "levels"},
+    ],
+)
+def test_a_result_that_was_changed_is_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], Any],
+) -> None:
+    before, after = (stored(tmp_path, name, outcome()) for name in "ab")
+    text = json.dumps(change(batch_result(outcome())))
+    (tmp_path / "b" / "result.json").write_text(text)
+    for argv in (["report", after], ["compare", before, after], ["compare", after, before]):
+        code = main(argv)
+        reason = f"{after} does not hold the result of a scale test, or it is of another version"
+        if argv[1:] == [after, before]:
+            reason = reason.replace(after, f"{after} or {before}")
+        assert_one_line_error((code, *capsys.readouterr()), 1, reason)
+    assert not [*tmp_path.rglob("*.html")]
+
+
+def test_samples_that_are_not_those_of_the_result_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [stored(tmp_path, name, outcome()) for name in "ab"]
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "b" / "samples.parquet")
+    code = main(["compare", *folders])
+    assert_one_line_error((code, *capsys.readouterr()), 1, "does not hold the result of a scale")
 
 
 def test_cloud_monitoring_is_not_added_to_the_page_of_a_batch(

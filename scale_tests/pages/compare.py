@@ -18,7 +18,7 @@ from scale_tests.pages import charts
 from scale_tests.pages.batch_compare import compare_batches, compared_seconds
 from scale_tests.pages.differences import TONES, Change, Difference
 from scale_tests.pages.findings import findings_table
-from scale_tests.pages.page import read_result, write_html
+from scale_tests.pages.page import read_result, understood, write_html
 
 PAGE = "comparison.html"
 # When a figure is worse, for a load and for a batch.
@@ -158,10 +158,17 @@ def confirmed(before: Mapping[str, Any], after: Mapping[str, Any], resource: str
 
 @dataclass(frozen=True)
 class Comparison:
-    """The differences between two results, and the bottleneck if a resource was increased."""
+    """What a comparison shows.
+
+    Attributes:
+        differences: The differences between the two results.
+        bottleneck: The bottleneck, if a resource was increased.
+        alone: The levels that only one of the results has.
+    """
 
     differences: tuple[Difference, ...]
     bottleneck: Finding | None = None
+    alone: tuple[str, ...] = ()
 
     @property
     def worse(self) -> tuple[Difference, ...]:
@@ -169,12 +176,30 @@ class Comparison:
         return tuple(one for one in self.differences if one.fails)
 
     @property
-    def summary(self) -> str:
-        """How many figures are worse, and how many cannot be judged."""
-        total = len(self.differences)
+    def said(self) -> str:
+        """What it shows, in words: also how much it does not show."""
+        worse, total = len(self.worse), len(self.differences)
         unknown = sum(one.change is Change.UNKNOWN for one in self.differences)
-        said = f"{len(self.worse)} of {total} figures are worse"
-        return f"{said}, {unknown} have too little data to say" if unknown else said
+        parts = [f"{worse} of {total} figures are worse" if worse else "no figure is worse"]
+        if unknown:
+            parts.append(f"{unknown} of {total} have insufficient data")
+        if self.alone:
+            parts.append(f"only one result has {' and '.join(map(repr, self.alone))}")
+        return "; ".join(parts)
+
+
+def alone(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the levels that only one of two results has.
+
+    A search tries other rates in each test, so its levels do not count.
+    """
+    names = [[level["name"] for level in result["levels"]] for result in (before, after)]
+    different = {*names[0]} ^ {*names[1]}
+    return tuple(
+        name
+        for name in dict.fromkeys([*names[0], *names[1]])
+        if name in different and " bisection " not in name
+    )
 
 
 def write_comparison(
@@ -195,13 +220,20 @@ def write_comparison(
         UsageError: vl-convert is not installed, or `moved` is given for a batch.
     """
     (one, samples), (other, others) = read_result(before), read_result(after)
-    if moved is not None and one["plan"]["target"] == "batch":
-        raise UsageError("--moved confirms the bottleneck of a stream; a batch has none: remove it")
-    found = Comparison(
-        compare(one, other, limit), confirmed(one, other, moved) if moved is not None else None
-    )
-    names = (before.name, after.name) if before.name != after.name else ("before", "after")
-    write_html(path, page(found, dict(zip(names, (samples, others), strict=True)), limit))
+    with understood(before, after):
+        if moved is not None and one["plan"]["target"] == "batch":
+            raise UsageError(
+                "--moved confirms the bottleneck of a stream; a batch has none: remove it"
+            )
+        found = Comparison(
+            compare(one, other, limit),
+            confirmed(one, other, moved) if moved is not None else None,
+            alone(one, other),
+        )
+        names = (before.resolve().name, after.resolve().name)
+        names = names if names[0] != names[1] else ("before", "after")
+        text = page(found, dict(zip(names, (samples, others), strict=True)), limit)
+    write_html(path, text)
     return found
 
 
@@ -229,8 +261,9 @@ def page(comparison: Comparison, samples: Mapping[str, pa.Table], limit: float) 
     found = [comparison.bottleneck] if comparison.bottleneck else []
     finding = [findings_table([dataclasses.asdict(one) for one in found])] if found else []
     curves = [*(_batch_charts if of_batch else _curves)(samples)]
+    said = f"{comparison.said[0].upper()}{comparison.said[1:]}."
     title = f"{after} compared with {before}"
-    lead = Text(f"{comparison.summary}.", "lead")
+    lead = Text(said, "lead")
     return write_page(title, [Section("", [lead, table, *finding]), *curves])
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,24 @@ def read_result(folder: Path) -> tuple[dict[str, Any], pa.Table]:
         return json.loads((folder / "result.json").read_bytes()), pq.read_table(
             folder / "samples.parquet"
         )
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         raise InputError(
             f"{folder} does not hold the result of a scale test: {one_line(error)}"
+        ) from error
+
+
+@contextmanager
+def understood(*folders: Path) -> Iterator[None]:
+    """Raise InputError if the block finds something unexpected in the results in these folders.
+
+    Their files are valid JSON and Parquet, but may be changed, or of another version.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{' or '.join(map(str, folders))} does not hold the result of a scale test, or it is "
+            f"of another version; run the test again ({type(error).__name__}: {one_line(error)})"
         ) from error
 
 
