@@ -143,8 +143,7 @@ def test_a_comparison_says_how_many_figures_cannot_be_judged() -> None:
     results = (batch_result(outcome()), batch_result(outcome(repeat=2)))
     comparison = Comparison(compare(*results, 0.1))
     total = len(comparison.differences)
-    unknown = f"{total} have too little data to say"
-    assert comparison.summary == f"0 of {total} figures are worse, {unknown}"
+    assert comparison.said == f"no figure is worse; {total} of {total} have insufficient data"
 
 
 def test_memory_that_grew_is_worse_and_less_memory_is_better() -> None:

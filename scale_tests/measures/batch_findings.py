@@ -273,7 +273,11 @@ def _memory(levels: Sequence[BatchLevel]) -> Iterator[Finding]:
 def _of_goal(line: Line | None, plan: BatchPlan, goal: BatchGoal) -> Iterator[Finding]:
     names = (f"time of {goal.rows:,} rows", f"cost of {goal.rows:,} rows")
     if line is None or not line.grows:
-        sizes = "larger sizes or more runs" if line else "complete runs of two sizes, and better of three"
+        sizes = (
+            "larger sizes or more runs"
+            if line
+            else "complete runs of two sizes, and better of three"
+        )
         for name in names:
             yield missing(name, f"the rate beyond the fixed time is not known: it needs {sizes}")
         return
