@@ -78,8 +78,11 @@ class BatchTest:
         """
         level = Level("check", CHECK_ROWS, self._count, "check")
         self._count += CHECK_ROWS
-        ended = self._start(level, self._write(level), self._run_id(level, 0), "--dry_run")
+        run_id = self._run_id(level, 0)
+        ended = self._start(level, self._write(level), run_id, "--dry_run")
         self.place.drop(level.key)
+        # The next test needs an empty folder, and the error has what matters.
+        self._log(run_id).unlink(missing_ok=True)
         if ended.interrupted:
             raise KeyboardInterrupt
         if ended.error:
@@ -123,8 +126,11 @@ class BatchTest:
             *("--id_column", ID, "--run_id", run_id, "--json_summary"),
             *more,
         )
-        log = f"{run_id.removeprefix(f'{self.test_id}-')}.log"
-        return run_command(command_of(batch, flags), self.logs / log)
+        return run_command(command_of(batch, flags), self._log(run_id))
+
+    def _log(self, run_id: str) -> Path:
+        """Return the file that gets what the command of a run prints."""
+        return self.logs / f"{run_id.removeprefix(f'{self.test_id}-')}.log"
 
     def _run_id(self, level: Level, round: int) -> str:
         """Return the id of a run, which no other test has."""
