@@ -91,13 +91,15 @@ $(TORCHSERVE)/.installed: torchserve.txt $(STAMP)
 	@mv borrowed.pth.tmp $$($(TORCHSERVE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth
 	@touch $@
 
+# Some tests wait, so there is one worker more than there are cores.
+WORKERS := -n $$(($$(nproc) + 1))
+
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest $(WORKERS) --dist loadgroup
 
 # Compiling the tests takes seconds, so Python keeps the compiled files, whatever the environment says.
-# Some tests wait, so there is one worker more than there are cores.
 test-fast: $(STAMP)  ## run the tests of the tiers pure and beam, for every save (90 s on two cores)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(FAST)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(WORKERS) --dist worksteal $(FAST)
 
 FAST := -m '(pure or beam) and not slow' --ignore-glob='*/test_benchmark_*' --hypothesis-profile fast
 
