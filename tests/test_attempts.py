@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from waiting import wait_for_staged
 
 from transforms.results import open_result
 
@@ -31,12 +32,6 @@ def start(example: Path, root: Path, *flags: str, times: int = 1) -> subprocess.
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-
-
-def wait_for_staged(process: subprocess.Popen[str], root: Path) -> None:
-    """Wait until a run has started to stage rows."""
-    while not list((root / "out/.staging").rglob("*.parquet")):
-        assert process.poll() is None, process.communicate()
 
 
 def check(root: Path) -> dict[str, Any]:
@@ -69,7 +64,7 @@ def test_after_a_kill_the_same_run_leaves_only_its_result(
 ) -> None:
     flags = ("--direct_running_mode", mode, "--direct_num_workers", "2")
     process = start(example, tmp_path, *flags, times=200)
-    wait_for_staged(process, tmp_path)
+    wait_for_staged(process, tmp_path / "out")
     process.kill()
     # The workers also hold these pipes, which close when the last worker ends with the launcher.
     process.communicate(timeout=300)
@@ -84,7 +79,7 @@ def test_a_paused_attempt_that_ends_after_another_does_no_harm(
     example: Path, tmp_path: Path
 ) -> None:
     late = start(example, tmp_path, times=20)
-    wait_for_staged(late, tmp_path)
+    wait_for_staged(late, tmp_path / "out")
     late.send_signal(signal.SIGSTOP)
     other = start(example, tmp_path)
     out, err = other.communicate(timeout=300)
@@ -107,7 +102,7 @@ def test_under_nohup_a_closed_terminal_does_not_end_a_run(example: Path, tmp_pat
         process = start(example, tmp_path, times=200)
     finally:
         signal.signal(signal.SIGHUP, ignored)
-    wait_for_staged(process, tmp_path)
+    wait_for_staged(process, tmp_path / "out")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     # If SIGHUP had ended the run, the exit code would be the one of SIGHUP.

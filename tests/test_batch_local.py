@@ -23,6 +23,7 @@ import pytest
 import torch
 from command_line import Result, RunCommand, assert_one_line_error
 from same_scores import assert_scores
+from waiting import wait_for_staged
 
 from cloud.endpoints import VARIABLES
 from examples.transactions.data import FEATURES, generate
@@ -863,8 +864,7 @@ def test_a_signal_ends_the_run_and_leaves_no_files(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list((tmp_path / "out").rglob("*.parquet")):
-        assert process.poll() is None, process.communicate()
+    wait_for_staged(process, tmp_path / "out")
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     code = 128 + number

@@ -23,7 +23,7 @@ from google.cloud import bigquery
 from prism_runner import PRISM, processes_of, processes_with
 from same_scores import assert_same_rows
 from serving_client import running
-from waiting import wait_until
+from waiting import wait_for_staged, wait_until
 from worker_network import Network, worker_network
 
 from common.errors import DigestMismatch
@@ -319,13 +319,7 @@ class Machine:
         return subprocess.Popen(command, text=True, **settings | given)
 
     def wait_for_staged(self, process: subprocess.Popen[str]) -> None:
-        staging = Path(self.values["output_files"]) / ".staging"
-
-        def is_staged() -> bool:
-            assert process.poll() is None, process.communicate()
-            return bool(list(staging.rglob("*.parquet")))
-
-        wait_until(is_staged)
+        wait_for_staged(process, Path(self.values["output_files"]))
 
     def assert_clean(self) -> None:
         """Check that no process runs on, and that no temporary files are left."""

@@ -27,6 +27,7 @@ from apache_beam.runners.worker import data_plane
 from command_line import Result, RunCommand, assert_one_line_error, words
 from pubsub_mailbox import Mailbox
 from same_scores import assert_scores
+from waiting import wait_for_staged
 
 from examples.local_cloud import PROJECT, LocalCloud
 from examples.transactions.data import FEATURES
@@ -428,14 +429,12 @@ def test_a_signal_ends_a_replay_and_leaves_nothing_staged(
                 row_id = f"{letter['row_id']}-{i}"
                 file.write(json.dumps({**letter, "row_id": row_id}) + "\n")
     process = start(cured, tmp_path, "--input_files", str(source), "--batch_rows", "1")
-    staging = tmp_path / "out/.staging"
-    while not list(staging.rglob("*.parquet")):
-        assert process.poll() is None, process.communicate()
+    wait_for_staged(process, tmp_path / "out")
     process.send_signal(number)
     out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (128 + number, "")
     assert err.splitlines()[-1].startswith("interrupted: "), err
-    assert not staging.exists()
+    assert not (tmp_path / "out/.staging").exists()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["r"]
 
 
