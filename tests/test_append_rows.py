@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -602,7 +603,8 @@ def test_no_row_is_missing_after_the_service_crashes_and_restarts(
     CRASHES[:] = [crash]
     # Each batch is an append of its own.
     sink = AppendToTable(
-        cloud=emulators.cloud,
+        # On a busy machine, the service needs long to start.
+        cloud=replace(emulators.cloud, retry_seconds=120.0),
         table=table,
         schema=ids().schema,
         provenance=provenance,
