@@ -314,8 +314,10 @@ def test_a_query_that_scans_very_much_is_reported_before_it_runs(
     monkeypatch.setattr(bigquery.QueryJob, "total_bytes_processed", scanned)
     code, _, err = run(input_query=f"SELECT * FROM `{TABLE}`", max_bytes_billed=limit, dry_run=True)
     assert code == (2 if note.startswith("error") else 0)
-    assert err.startswith(note) if note else err == ""
-    assert err.count("\n") == bool(note)
+    # A slow machine also prints how long so many rows take.
+    found = [line for line in err.splitlines(keepends=True) if "scan" in line]
+    assert len(found) == bool(note)
+    assert "".join(found).startswith(note)
 
 
 def test_a_view_is_read_by_the_query_that_the_error_names(
