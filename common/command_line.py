@@ -58,6 +58,16 @@ class CommandParser(argparse.ArgumentParser):
         named = {"prog": as_typed(command)} if command else {}
         super().__init__(description=description, **{"allow_abbrev": False} | named | options)
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse a command line, and refuse `--flag=--`, which argparse takes for an empty list."""
+        words = [*(sys.argv[1:] if args is None else args)]
+        for word in words[: words.index("--") if "--" in words else None]:
+            if word.startswith("-") and word.endswith("=--"):
+                self.error(f"{word.removesuffix('=--')} cannot be '--'")
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with argparse's message in words."""
         raise UsageError(f"{in_words(message)}; see --help")

@@ -16,13 +16,18 @@ python storage_emulator.py start --host H --port P --in-memory
 
 import io
 import json
+from collections.abc import Callable
 from datetime import datetime
 from email.utils import format_datetime
 from http import HTTPStatus
+from typing import Any
 from xml.sax.saxutils import escape
 
 from gcp_storage_emulator.exceptions import NotFound  # type: ignore[import-not-found]
 from gcp_storage_emulator.handlers import buckets, objects  # type: ignore[import-not-found]
+
+# The emulator has no types.
+Handler = Callable[..., Any]
 
 create = buckets.insert
 # The handlers that write an object. They need no lock: the server handles one request at a time.
@@ -32,7 +37,7 @@ READING = ("get", "download")
 PAGE = 1000
 
 
-def insert(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
+def insert(request: Any, response: Any, storage: Any, *args: Any, **kwargs: Any) -> None:
     """Create a bucket with its labels, for POST /storage/v1/b."""
     create(request, response, storage, *args, **kwargs)
     name, labels = request.data.get("name"), request.data.get("labels")
@@ -40,7 +45,7 @@ def insert(request, response, storage, *args, **kwargs):  # type: ignore[no-unty
         storage.create_bucket(name, {**storage.buckets[name], "labels": labels})
 
 
-def generation(request, storage):  # type: ignore[no-untyped-def]
+def generation(request: Any, storage: Any) -> str:
     """Return the generation of the object of a request, or "0" if the object does not exist."""
     params, query = request.params, request.query
     bucket = params.get("dest_bucket_name") or params["bucket_name"]
@@ -56,7 +61,7 @@ def generation(request, storage):  # type: ignore[no-untyped-def]
         return "0"
 
 
-def guarded(handler, parameter, status, reason):  # type: ignore[no-untyped-def]
+def guarded(handler: Handler, parameter: str, status: int, reason: str) -> Handler:
     """Wrap a handler so that it refuses requests for another generation of the object.
 
     Args:
@@ -66,7 +71,7 @@ def guarded(handler, parameter, status, reason):  # type: ignore[no-untyped-def]
         reason: The reason of a refusal, as Google words it.
     """
 
-    def handle(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def handle(request: Any, response: Any, storage: Any, *args: Any, **kwargs: Any) -> Any:
         (wanted,), found = request.query.get(parameter, [None]), generation(request, storage)
         if wanted in (None, found):
             response["X-Goog-Generation"] = found
@@ -79,10 +84,10 @@ def guarded(handler, parameter, status, reason):  # type: ignore[no-untyped-def]
     return handle
 
 
-def described(handler):  # type: ignore[no-untyped-def]
+def described(handler: Handler) -> Handler:
     """Wrap the handler that sends an object, so that it names the object's version and time."""
 
-    def handle(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def handle(request: Any, response: Any, storage: Any, *args: Any, **kwargs: Any) -> Any:
         handler(request, response, storage, *args, **kwargs)
         if response.status < 300:
             bucket, name = request.params["bucket_name"], request.params["object_id"]
@@ -97,12 +102,12 @@ def described(handler):  # type: ignore[no-untyped-def]
 class Page:
     """A storage whose list of objects is one page: the names that follow the token."""
 
-    def __init__(self, storage, query):  # type: ignore[no-untyped-def]
+    def __init__(self, storage: Any, query: Any) -> None:
         self.storage, self.more = storage, None
         self.after = query.get("pageToken", [""])[0]
         self.size = min(int(query.get("maxResults", [PAGE])[0]), PAGE)
 
-    def get_file_list(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def get_file_list(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return the objects of the page, and on the first page the folders."""
         files, folders = self.storage.get_file_list(*args, **kwargs)
         left = [file for file in files if file["name"] > self.after]
@@ -111,10 +116,10 @@ class Page:
         return left[: self.size], [] if self.after else folders
 
 
-def paged(handler):  # type: ignore[no-untyped-def]
+def paged(handler: Handler) -> Handler:
     """Wrap the handler that lists objects, so that it returns pages."""
 
-    def handle(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def handle(request: Any, response: Any, storage: Any, *args: Any, **kwargs: Any) -> Any:
         page = Page(storage, request.query)
         handler(request, response, page, *args, **kwargs)
         if page.more is not None:
@@ -123,10 +128,10 @@ def paged(handler):  # type: ignore[no-untyped-def]
     return handle
 
 
-def list_xml(request, response, storage, *args, **kwargs):  # type: ignore[no-untyped-def]
+def list_xml(request: Any, response: Any, storage: Any, *args: Any, **kwargs: Any) -> Any:
     """List the objects of a bucket, for GET /BUCKET?list-type=2."""
 
-    def query(name):  # type: ignore[no-untyped-def]
+    def query(name: str) -> Any:
         return request.query.get(name, [None])[0]
 
     bucket = request.params["bucket_name"]
@@ -155,7 +160,7 @@ def list_xml(request, response, storage, *args, **kwargs):  # type: ignore[no-un
     response.write_file(f"<ListBucketResult>{''.join(items)}</ListBucketResult>", None)
 
 
-def answer_head(handler):  # type: ignore[no-untyped-def]
+def answer_head(handler: Any) -> None:
     """Answer a HEAD request as a GET request, without the body."""
     to_client, handler.wfile = handler.wfile, io.BytesIO()
     handler.do_GET()

@@ -245,7 +245,7 @@ def names_project(path: Path) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError as error:
         if path == Path(CONFIG_NAME):
             return {}

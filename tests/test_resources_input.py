@@ -35,7 +35,7 @@ from examples.google_api.service_usage import ServiceUsage
 from model_handlers.manifest import Manifest, OutputSpec
 from resources.__main__ import main
 from resources.cleanup import Choice, choose_removals, lost_rows
-from resources.config import PIPELINES, Config, read_config
+from resources.config import PIPELINES, Config, names_project, read_config
 from resources.declaration import ROLES, Resource, columns, declare
 from resources.differences import make_step
 from resources.flags import parse_arguments
@@ -54,6 +54,12 @@ from transforms.row_schemas import REFERENCE_SCHEMA, REFERENCE_STREAM_SCHEMA, de
 
 ROOT = Path(__file__).parent.parent
 CONFIG = Config(project="some-project")
+
+
+def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "resources.toml"
+    path.write_bytes(b"\xef\xbb\xbfproject = 'my-project'\n")
+    assert names_project(path)
 
 
 def test_names_match_the_reference() -> None:

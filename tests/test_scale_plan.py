@@ -215,6 +215,12 @@ def test_a_value_of_several_lines_has_the_line_on_which_it_starts() -> None:
     assert line_of(text, ("missing",)) == 1
 
 
+def test_a_plan_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    plan = (ROOT / "plans" / "batch.toml").read_bytes()
+    (tmp_path / "plan.toml").write_bytes(b"\xef\xbb\xbf" + plan)
+    assert read_plan(tmp_path / "plan.toml") == read_plan(ROOT / "plans" / "batch.toml")
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         read_plan(tmp_path / "none.toml")

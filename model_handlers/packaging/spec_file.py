@@ -71,7 +71,7 @@ def read_spec(path: str) -> SpecFile:
         UsageError: The file cannot be read, or does not describe inputs and fields.
     """
     try:
-        value = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        value = tomllib.loads(Path(path).read_text("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"--inputs: {path} cannot be read: {one_line(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -45,7 +45,8 @@ def read_plan(path: Path) -> Plan | BatchPlan:
         UsageError: The file cannot be read, is not TOML, or is no plan. The message names the line.
     """
     try:
-        text = path.read_text("utf-8")
+        # Some editors on Windows put a byte order mark at the start of a file.
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UsageError(f"{path}: expected a plan in TOML; it cannot be read: {reason}") from error
