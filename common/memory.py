@@ -88,7 +88,7 @@ def settle() -> None:
 def settled() -> Iterator[None]:
     """Keep the garbage collector from all objects that exist now, until the block ends.
 
-    As `imported`, it leaves frozen what the caller has frozen.
+    If the caller has frozen objects, all stay frozen: Python can only unfreeze all of them.
     """
     frozen = gc.get_freeze_count()
     settle()
