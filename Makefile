@@ -24,6 +24,10 @@ BUILT := $(shell cat $(STAMP) 2>/dev/null)
 WANTED := $(or $(if $(filter image template,$(MAKECMDGOALS)),,$(TORCH)),$(BUILT),cpu)
 SAME := $(filter $(WANTED),$(BUILT))
 
+# Python keeps the compiled modules, whatever the environment says: without them, each of the hundreds of
+# processes that the tests start compiles Beam and torch first, which takes longer than the rest of a start.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help torch_differs prism prism_given templates docs test-docs setup emulators demo demo-bigquery demo-stream scale-demo local-cloud serve torchserve test test-fast coverage test-dags check format example notebooks image template image-check lock bench bench-bigquery bench-stream bench-serving bench-endpoint fuzz kills soak dist release clean distclean all
 .DEFAULT_GOAL := help
 
@@ -97,9 +101,8 @@ WORKERS := -n $$(($$(nproc) + 1))
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(WORKERS) --dist loadgroup
 
-# Compiling the tests takes seconds, so Python keeps the compiled files, whatever the environment says.
 test-fast: $(STAMP)  ## run the tests of the tiers pure and beam, for every save (90 s on two cores)
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(WORKERS) --dist worksteal $(FAST)
+	$(BIN)/python -m pytest $(WORKERS) --dist worksteal $(FAST)
 
 FAST := -m '(pure or beam) and not slow' --ignore-glob='*/test_benchmark_*' --hypothesis-profile fast
 
