@@ -10,7 +10,8 @@ import argparse
 import datetime
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -178,14 +179,14 @@ def _batch(args: argparse.Namespace) -> int:
     plan = _read(args, BatchPlan)
     if plan.in_tables:
         plan = replace(plan, send_to=_dataset(args, plan.send_to))
-    folder = _prepared(args)
-    from scale_tests.batches.batch import run_batch
-    from scale_tests.pages.batch_record import write_batch
+    with _prepared(args) as folder:
+        from scale_tests.batches.batch import run_batch
+        from scale_tests.pages.batch_record import write_batch
 
-    # The command has a process group of its own, which a closed terminal does not end.
-    with ended_by_signals():
-        outcome = run_batch(plan, folder, show)
-    write_batch(outcome, folder)
+        # The command has a process group of its own, which a closed terminal does not end.
+        with ended_by_signals():
+            outcome = run_batch(plan, folder, show)
+        write_batch(outcome, folder)
     return _end(outcome, folder, outcome.ended)
 
 
@@ -209,26 +210,27 @@ def _read(args: argparse.Namespace, kind: type[P]) -> P:
     return plan
 
 
-def _prepared(args: argparse.Namespace) -> Path:
-    """Return the folder for a result, after checking that a test can end with one."""
-    from scale_tests.pages.record import prepare
+@contextmanager
+def _prepared(args: argparse.Namespace) -> Iterator[Path]:
+    """Yield the folder for a result, after checking that a test can end with one."""
+    from scale_tests.pages.record import prepared
 
     for library in ("hdrh", "psutil", "scipy", "vl_convert"):
         if importlib.util.find_spec(library) is None:
             raise UsageError("scale tests need more packages: run pip install 'millrace[scale]'")
     now = datetime.datetime.now()
     folder: Path = args.output or Path(f"scale-test-{now:%Y%m%d-%H%M%S}")
-    prepare(folder)
-    return folder
+    with prepared(folder):
+        yield folder
 
 
 def _run_load(args: argparse.Namespace, plan: Plan, run: Callable[[], Outcome]) -> int:
     """Run a test of a stream or an endpoint, and write its result and its page."""
     from scale_tests.pages.record import write
 
-    folder = _prepared(args)
-    outcome = run()
-    write(outcome, plan, folder)
+    with _prepared(args) as folder:
+        outcome = run()
+        write(outcome, plan, folder)
     return _end(outcome, folder, "interrupted" if outcome.interrupted else "")
 
 

@@ -13,7 +13,7 @@ from chromium import look_at
 from libraries import need_library
 from virtual_server import level, open_loop
 
-from common.errors import InputError, OutputError
+from common.errors import InputError, OutputError, UsageError
 from scale_tests.load.plan import Bisection, Constant, Objective, Plan, Result
 from scale_tests.load.schedule import due_times, probe
 from scale_tests.measures.accounts import Fate
@@ -23,7 +23,7 @@ from scale_tests.measures.outcome import Outcome
 from scale_tests.measures.stamps import breakdown
 from scale_tests.pages.charts import timeline
 from scale_tests.pages.page import page, read_result, write_report
-from scale_tests.pages.record import prepare, write
+from scale_tests.pages.record import prepared, write
 
 SEARCH = Bisection(lowest=50, highest=400, seconds=13.0, precision=0.05)
 PLAN = Plan(
@@ -141,8 +141,11 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["file/out", "/proc/out"])
 def test_a_folder_that_cannot_be_created_is_one_line(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="out cannot be written: ") as caught:
-        prepare(tmp_path / place)
+    with (
+        pytest.raises(OutputError, match="out cannot be written: ") as caught,
+        prepared(tmp_path / place),
+    ):
+        pass
     assert "\n" not in str(caught.value)
 
 
@@ -154,9 +157,28 @@ def test_a_folder_without_permission_is_refused_before_the_test(
 
     # The superuser, who may run these tests, has all permissions.
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    with pytest.raises(OutputError, match=r"cannot be written: .*Permission denied") as caught:
-        prepare(tmp_path)
+    match = r"cannot be written: .*Permission denied"
+    with pytest.raises(OutputError, match=match) as caught, prepared(tmp_path):
+        pass
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("existed", "files", "left"), [(0, [], 0), (1, [], 1), (0, ["log"], 1)])
+def test_a_refused_test_leaves_no_empty_folder_that_it_created(
+    tmp_path: Path, existed: bool, files: list[str], left: bool
+) -> None:
+    folder = tmp_path / "out"
+    if existed:
+        folder.mkdir()
+
+    def refuse() -> None:
+        for name in files:
+            (folder / name).touch()
+        raise UsageError("refused")
+
+    with pytest.raises(UsageError), prepared(folder):
+        refuse()
+    assert folder.exists() == left
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,28 @@ def write(outcome: Outcome, plan: Plan, folder: Path) -> None:
         (folder / "result.json").write_text(text + "\n")
 
 
-def prepare(folder: Path) -> None:
-    """Create the folder for the result of a test, and check that files can be written there.
+@contextmanager
+def prepared(folder: Path) -> Iterator[None]:
+    """Create the folder for the result of the test in the block.
+
+    A folder that the block leaves empty, because the test was refused, is removed.
 
     Raises:
-        OutputError: The folder cannot be created, or has files.
+        OutputError: The folder cannot be created or written, or has files.
     """
+    existed = folder.exists()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise OutputError(f"{folder} has files: name a new folder with --output")
         with tempfile.TemporaryFile(dir=folder):
             pass
+    try:
+        yield
+    finally:
+        if not existed:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 @contextmanager
