@@ -187,7 +187,7 @@ def _batch(args: argparse.Namespace) -> int:
         with ended_by_signals():
             outcome = run_batch(plan, folder, show)
         write_batch(outcome, folder)
-    return _end(outcome, folder, outcome.ended)
+    return _end(outcome, folder)
 
 
 def _dataset(args: argparse.Namespace, name: str) -> str:
@@ -231,18 +231,18 @@ def _run_load(args: argparse.Namespace, plan: Plan, run: Callable[[], Outcome]) 
     with _prepared(args) as folder:
         outcome = run()
         write(outcome, plan, folder)
-    return _end(outcome, folder, "interrupted" if outcome.interrupted else "")
+    return _end(outcome, folder)
 
 
-def _end(outcome: Outcome | BatchOutcome, folder: Path, ended: str) -> int:
+def _end(outcome: Outcome | BatchOutcome, folder: Path) -> int:
     """Write the page of a result, print how the test ended, and return the exit code."""
     from scale_tests.pages.page import write_report
 
-    said = f"{ended}: the result is partial" if ended else "done"
+    said = f"{outcome.ended}: the result is partial" if outcome.ended else "done"
     print(f"{said}; see {write_report(folder)}")
     if outcome.interrupted:
         return 130
-    return 1 if ended else 0
+    return 1 if outcome.ended else 0
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -129,7 +129,7 @@ def test_a_level_fails_if_one_run_has_a_fault_whatever_the_others_say() -> None:
 def test_an_interrupted_level_is_incomplete() -> None:
     verdict, reasons = judge_batch(level(10, 1.0, interrupted=True), Batch())
     assert verdict is BatchVerdict.INCOMPLETE
-    assert reasons == ("the test was interrupted during this level",)
+    assert reasons == ("the test ended during this level",)
 
 
 def linear(fixed: float, rate: float, repeat: int = 3, noise: float = 0.0) -> list[BatchLevel]:

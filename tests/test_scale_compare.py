@@ -45,7 +45,7 @@ def outcome(seconds: float, *, seed: int = 1, lost: int = 0, name: str = "1 cons
     answered[:lost] = np.nan
     one = replace(level(due, answered, PHASE.seconds), name=name)
     judged = ((one, judge(one, PLAN.objective, PLAN.sender)),)
-    return Outcome(test_id="a", levels=judged, knees=(), strays=0, interrupted=False)
+    return Outcome(test_id="a", levels=judged, knees=(), strays=0)
 
 
 def found(before: Outcome, after: Outcome, limit: float = 0.1) -> dict[str, Change]:

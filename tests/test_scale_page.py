@@ -51,7 +51,7 @@ def measured(name: str, rate: float, start: float, capacity: float = 200.0) -> L
     return replace(found, parts=breakdown(moments))
 
 
-def outcome(*, interrupted: bool = False) -> Outcome:
+def outcome(*, ended: str = "") -> Outcome:
     levels: list[tuple[Level, Judgement]] = []
 
     def measure(rate: float) -> Judgement:
@@ -65,7 +65,7 @@ def outcome(*, interrupted: bool = False) -> Outcome:
         levels=tuple(levels),
         knees=(knee,),
         strays=0,
-        interrupted=interrupted,
+        ended=ended,
     )
 
 
@@ -95,8 +95,8 @@ def test_the_page_has_the_accounts_and_the_figures_of_the_result(tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_page_of_an_interrupted_test_says_that_it_is_partial(tmp_path: Path) -> None:
-    written(tmp_path, interrupted=True)
-    assert "This page is partial" in write_report(tmp_path).read_text()
+    written(tmp_path, ended="the test was interrupted")
+    assert "This page is partial: the test was interrupted." in write_report(tmp_path).read_text()
 
 
 def test_a_message_that_was_never_sent_waits_nowhere() -> None:
@@ -112,7 +112,7 @@ def test_a_message_that_was_never_sent_waits_nowhere() -> None:
 
 
 def test_a_test_without_levels_has_a_page(tmp_path: Path) -> None:
-    empty = Outcome(test_id="abc", levels=(), knees=(), strays=0, interrupted=True)
+    empty = Outcome(test_id="abc", levels=(), knees=(), strays=0, ended="the test was interrupted")
     write(empty, PLAN, tmp_path)
     assert "No message was measured." in write_report(tmp_path).read_text()
 

@@ -58,7 +58,6 @@ def test_the_capacity_of_each_size_and_the_best_size_of_a_known_server_are_found
         levels=tuple(phases.levels),
         knees=tuple(phases.knees),
         strays=0,
-        interrupted=False,
     )
     found = {one.name: one for one in conclude(outcome, PLAN)}
     best = found["best request"]
@@ -127,7 +126,7 @@ def test_a_stream_with_a_goal_gets_its_workers_and_their_replicas() -> None:
         goal=goal,
         phases=(Bisection(lowest=10, highest=1_000, seconds=60),),
     )
-    searched = Outcome(test_id="a", levels=(), knees=(knee(200),), strays=0, interrupted=False)
+    searched = Outcome(test_id="a", levels=(), knees=(knee(200),), strays=0)
     found = {one.name: one.value for one in conclude(searched, plan)}
     assert found["largest sustained rate"] == 200
     # 100 messages a second of each worker, of which 70 are planned.

@@ -281,12 +281,12 @@ def test_an_interrupted_level_is_in_the_result_and_marked(stand: Stand, example:
     accounts = level["accounts"]
     assert level["interrupted"]
     assert (level["verdict"], level["latencies"]) == ("incomplete", [])
-    assert level["reasons"] == ["the test was interrupted during this level"]
+    assert level["reasons"] == ["the test ended during this level"]
     assert accounts["planned"] == sum(accounts[fate.name.lower()] for fate in Fate) > 2_000
     assert accounts["scored"] > 0
     assert accounts["unsent"] > 1_000
     assert accounts["lost"] == 0
-    assert "interrupted during this level" in (stand.folder / "out/report.html").read_text()
+    assert "ended during this level" in (stand.folder / "out/report.html").read_text()
 
 
 def test_a_pipeline_that_is_killed_costs_exactly_the_messages_without_results(

@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
     one = level(due, open_loop(due, np.full(len(due), 0.01)), PHASE.seconds)
     one = replace(one, name="1 constant", start=START.timestamp())
     judged = ((one, judge(one, PLAN.objective, PLAN.sender)),)
-    outcome = Outcome(test_id="a", levels=judged, knees=(), strays=0, interrupted=False)
+    outcome = Outcome(test_id="a", levels=judged, knees=(), strays=0)
     (tmp_path / "out").mkdir()
     write(outcome, PLAN, tmp_path / "out")
     return tmp_path / "out"

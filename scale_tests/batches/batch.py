@@ -24,6 +24,7 @@ from scale_tests.measures.batch_runs import (
     Run,
     account,
 )
+from scale_tests.measures.outcome import INTERRUPTED
 
 # The rows with which the command is checked before the test.
 CHECK_ROWS = 100
@@ -263,7 +264,7 @@ def run_batch(plan: BatchPlan, logs: Path, report: Callable[[str], None]) -> Bat
         test.check()
         test.run()
     except KeyboardInterrupt:
-        return test.outcome("the test was interrupted", interrupted=True)
+        return test.outcome(INTERRUPTED, interrupted=True)
     except MillraceError as error:
         # What was measured before, for example until the disk was full, is worth a page.
         if not test.levels:

@@ -20,7 +20,7 @@ from scale_tests.load.processes import Processes, sender_processes
 from scale_tests.load.rows import Instances, make_instances
 from scale_tests.measures.accounts import Results, Sent, settle
 from scale_tests.measures.level import Level, judge
-from scale_tests.measures.outcome import Outcome
+from scale_tests.measures.outcome import INTERRUPTED, Outcome
 from scale_tests.measures.stamps import OF_REQUESTS, breakdown
 from scale_tests.phases import LEAD_SECONDS, Phases, Step, cut_short
 
@@ -160,12 +160,12 @@ def run_endpoint(plan: Plan, address: EndpointAddress, report: Callable[[str], N
     with sender_processes(plan.sender.processes) as sending:
         test = EndpointTest(plan, address, sending, instances, metrics_url(url))
         phases = Phases(plan, test.measure, report)
-        interrupted = False
+        ended = ""
         try:
             test.prepare()
             phases.run()
         except KeyboardInterrupt:
-            interrupted = True
+            ended = INTERRUPTED
             sending.stop()
     levels = [*phases.levels]
     if phases.running is not None:
@@ -176,5 +176,6 @@ def run_endpoint(plan: Plan, address: EndpointAddress, report: Callable[[str], N
         levels=tuple(levels),
         knees=tuple(phases.knees),
         strays=0,
-        interrupted=interrupted,
+        ended=ended,
+        interrupted=bool(ended),
     )

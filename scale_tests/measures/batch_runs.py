@@ -219,7 +219,7 @@ def judge_batch(level: BatchLevel, batch: Batch) -> tuple[BatchVerdict, tuple[st
     """
     reasons = tuple(_reasons(level.runs))
     if any(run.interrupted for run in level.runs):
-        return BatchVerdict.INCOMPLETE, (*reasons, "the test was interrupted during this level")
+        return BatchVerdict.INCOMPLETE, (*reasons, "the test ended during this level")
     seconds, rate = level.median("seconds"), level.median("rows_per_second")
     if not reasons and seconds is not None and rate is not None:
         reasons = tuple(_limits(seconds, rate, batch))

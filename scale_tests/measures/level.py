@@ -135,7 +135,7 @@ def judge(level: Level, objective: Objective, sender: Sender) -> Judgement:
     judged only if every message has its final fate.
     """
     if level.interrupted:
-        return Judgement(Verdict.INCOMPLETE, ("the test was interrupted during this level",))
+        return Judgement(Verdict.INCOMPLETE, ("the test ended during this level",))
     if invalid := tuple(_faults_of_the_load(level, sender)):
         alone = len(invalid) == 1 and _is_overloaded(level, objective, sender)
         return Judgement(Verdict.INVALID, invalid, alone)

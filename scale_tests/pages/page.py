@@ -177,10 +177,8 @@ def _lead(result: Mapping[str, Any], samples: pa.Table) -> Iterator[Text]:
         f"and {objective['goodput']:.2%} of the {_item(result)}s answered rightly in that time.",
         "lead",
     )
-    if result["interrupted"]:
-        yield Text(
-            "This page is partial: the test was interrupted before its plan ended.", "notice"
-        )
+    if result["ended"]:
+        yield Text(f"This page is partial: {result['ended']}.", "notice")
     found = charts.fates(samples) if samples.num_rows else {}
     total = sum(found.values())
     named = ", ".join(

@@ -79,6 +79,7 @@ def result(outcome: Outcome, plan: Plan) -> dict[str, Any]:
     return {
         "test_id": outcome.test_id,
         "interrupted": outcome.interrupted,
+        "ended": outcome.ended,
         "environment": environment(),
         "plan": msgspec.to_builtins(plan),
         "strays": outcome.strays,

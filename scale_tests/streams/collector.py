@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -17,6 +17,7 @@ from google.pubsub_v1.types import PullResponse
 from numpy.typing import NDArray
 
 from cloud.clients import Cloud
+from cloud.errors import retry
 
 PULL_SECONDS = 2.0
 # The times in a row. Those of --row_timings may be missing.
@@ -36,12 +37,19 @@ UNKNOWN = (np.nan,) * len(STAMPS)
 class Collector(threading.Thread):
     """Receives results until it is stopped.
 
+    Args:
+        source: The full name of what it reads.
+
     Attributes:
+        role: The role that reading needs.
         error: What ended it early, or None.
     """
 
-    def __init__(self) -> None:
+    role = ""
+
+    def __init__(self, source: str) -> None:
         super().__init__(daemon=True)
+        self.source = source
         self._over = threading.Event()
         # The rows of `found`.
         self._found: list[tuple[float, ...]] = []
@@ -84,31 +92,39 @@ class MessageCollector(Collector):
         dead: Whether the messages are dead letters.
     """
 
+    role = "roles/pubsub.subscriber"
+
     def __init__(self, cloud: Cloud, subscription: str, test_id: str, *, dead: bool) -> None:
-        super().__init__()
+        super().__init__(subscription)
         self._client: Any = cloud.subscriber()
-        self._subscription, self._test_id, self._dead = subscription, test_id, dead
+        self._test_id, self._dead = test_id, dead
+        self._retry = retry(cloud.retry_seconds)
+        self._pull_again = self._retry(self._pull)
 
     def receive(self) -> None:
         """Pull, record and acknowledge messages."""
-        # The emulator and Pub/Sub may end a pull without a message.
+        pulled = self._pull_again()
+        if not pulled:
+            return
+        now = time.time()
+        for one in pulled:
+            self._record(one.message, now)
+        self._client.acknowledge(
+            subscription=self.source,
+            ack_ids=[one.ack_id for one in pulled],
+            retry=self._retry,
+        )
+
+    def _pull(self) -> Sequence[Any]:
+        # The emulator and Pub/Sub may end a pull without a message. That is no error to retry.
         with suppress(exceptions.DeadlineExceeded, exceptions.Cancelled):
             answer = self._client.pull(
-                subscription=self._subscription,
-                max_messages=1_000,
-                timeout=PULL_SECONDS,
-                retry=None,
+                subscription=self.source, max_messages=1_000, timeout=PULL_SECONDS, retry=None
             )
             # The bare protobuf messages: proto-plus would wrap each of them.
-            pulled = PullResponse.pb(answer).received_messages
-            if not pulled:
-                return
-            now = time.time()
-            for one in pulled:
-                self._record(one.message, now)
-            self._client.acknowledge(
-                subscription=self._subscription, ack_ids=[one.ack_id for one in pulled]
-            )
+            messages: Sequence[Any] = PullResponse.pb(answer).received_messages
+            return messages
+        return []
 
     def _record(self, message: Any, now: float) -> None:
         try:

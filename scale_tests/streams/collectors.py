@@ -25,6 +25,10 @@ from scale_tests.streams.table_collector import TableCollector
 EXPIRES_SECONDS = 86_400
 
 
+class UnreadableResults(InputError):
+    """The results of a test can no longer be read."""
+
+
 class Collectors:
     """The collectors of scored rows and of dead letters."""
 
@@ -37,12 +41,7 @@ class Collectors:
         return self._scored.count + self._dead.count
 
     def results(self) -> Results:
-        """Return the results so far.
-
-        Raises:
-            InputError: A subscription or the table can no longer be read.
-        """
-        self.check()
+        """Return the results so far."""
         scored, dead = self._scored.found(), self._dead.found()
         both = np.concatenate([scored, dead])
         return Results(
@@ -66,10 +65,10 @@ class Collectors:
         return {name: at for name, at, lacks in named if not lacks or name == "scored_at"}
 
     def check(self) -> None:
-        """Raise InputError if a subscription or the table can no longer be read."""
+        """Raise UnreadableResults if a subscription or the table can no longer be read."""
         for one in (self._scored, self._dead):
             if one.error is not None:
-                with translate_errors(InputError, "the results cannot be read"):
+                with translate_errors(UnreadableResults, f"{one.source} cannot be read", one.role):
                     raise one.error
 
 

@@ -18,10 +18,10 @@ from scale_tests.load.processes import Processes, sender_processes
 from scale_tests.load.rows import Bodies, make_bodies
 from scale_tests.measures.accounts import Ledger, Sent, settle, strays
 from scale_tests.measures.level import Level, judge
-from scale_tests.measures.outcome import Outcome
+from scale_tests.measures.outcome import INTERRUPTED, Outcome
 from scale_tests.measures.stamps import breakdown
 from scale_tests.phases import LEAD_SECONDS, Phases, Step, cut_short
-from scale_tests.streams.collectors import Collectors, collecting
+from scale_tests.streams.collectors import Collectors, UnreadableResults, collecting
 from scale_tests.streams.sender import Load, publish_all
 
 # A pipeline that runs answers a message within this time.
@@ -104,6 +104,7 @@ class StreamTest:
         wanted = int((~np.isnan(done.at)).sum())
         seen = -1
         while True:
+            self.collected.check()
             closed, count = time.time(), self.collected.count
             over = closed > ended + wait
             # Settling takes longer the more results there are, and disturbs their collection.
@@ -111,11 +112,10 @@ class StreamTest:
                 ledger = settle(planned, self.collected.results(), closed, wait)
                 if over or int((~np.isnan(ledger.arrived)).sum()) >= wanted:
                     return ledger, done.cpu, done.error
-            self.collected.check()
             seen = count
             time.sleep(POLL_SECONDS)
 
-    def outcome(self, phases: Phases, *, interrupted: bool) -> Outcome:
+    def outcome(self, phases: Phases, ended: str = "", *, interrupted: bool = False) -> Outcome:
         """Return what the test showed so far, with the results that came after their levels."""
         results, now = self.collected.results(), time.time()
         levels = []
@@ -132,12 +132,15 @@ class StreamTest:
             levels=tuple((one, judge(one, plan.objective, plan.sender)) for one in levels),
             knees=tuple(phases.knees),
             strays=strays(results, self.sent),
+            ended=ended,
             interrupted=interrupted,
         )
 
 
 def run_stream(plan: Plan, cloud: Cloud, report: Callable[[str], None]) -> Outcome:
     """Run the plan of a stream and return what it showed, also after Ctrl-C.
+
+    If the results can no longer be read, it returns the levels before, if there are any.
 
     Args:
         plan: The plan, with full names of topics and of the table.
@@ -168,8 +171,13 @@ def run_stream(plan: Plan, cloud: Cloud, report: Callable[[str], None]) -> Outco
             phases.run()
         except KeyboardInterrupt:
             sending.stop()
-            return test.outcome(phases, interrupted=True)
-        return test.outcome(phases, interrupted=False)
+            return test.outcome(phases, INTERRUPTED, interrupted=True)
+        except UnreadableResults as error:
+            if not phases.levels:
+                raise
+            # The results of hours must not be lost with the last ones.
+            return test.outcome(phases, str(error))
+        return test.outcome(phases)
 
 
 def _check_topic(cloud: Cloud, topic: str) -> None:

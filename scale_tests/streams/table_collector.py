@@ -36,11 +36,13 @@ class TableCollector(Collector):
         InputError: The table does not exist, cannot be read, or lacks a column of NEEDED.
     """
 
+    role = "roles/bigquery.dataViewer"
+
     def __init__(self, cloud: Cloud, table: str, test_id: str) -> None:
-        super().__init__()
+        super().__init__(table)
         self._cloud, self._test_id = cloud, test_id
         self._client: Any = cloud.bigquery()
-        with translate_errors(InputError, f"{table} cannot be read", "roles/bigquery.dataViewer"):
+        with translate_errors(InputError, f"{table} cannot be read", self.role):
             found = self._client.get_table(table, retry=retry(cloud.retry_seconds))
         names = {field.name for field in found.schema}
         if lacking := [name for name in NEEDED if name not in names]:
