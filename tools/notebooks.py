@@ -39,7 +39,12 @@ def run(path: Path, folder: Path) -> Any:
     """
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=CELL_SECONDS,
+        # A busy kernel may be slow to send outputs. By default those of 4 s and more are lost.
+        iopub_timeout=CELL_SECONDS,
+        raise_on_iopub_timeout=True,
+        resources={"metadata": {"path": str(folder)}},
     )
     with tempfile.TemporaryDirectory() as sockets:
         # Over TCP, other users of the machine could read what the cells print.
