@@ -95,7 +95,7 @@ def read_report(stdout: str) -> Report:
 
 def score_files(output: Path) -> list[Path]:
     """Return the Parquet files of scores in an output folder, in order."""
-    from transforms.files.listing import superseded
+    from transforms.files.sink.listing import superseded
 
     found = {str(path) for path in output.rglob("part-*.parquet")}
     return sorted(map(Path, found - superseded(found)))

@@ -20,7 +20,7 @@ from benchmarks.contestant import (
 )
 from examples.transactions.data import FEATURES
 from examples.transactions.model import TransactionAutoencoder
-from model_handlers.tolerance import TOLERANCE
+from model_handlers.manifests.tolerance import TOLERANCE
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from benchmarks.machine import describe_machine, versions
 from benchmarks.summary import spread
 from common.record_batch import BATCH_ROWS, derived_ids, source_batch, typed
 from examples.transactions.data import FEATURES
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.write_package import write_package
 from transforms.predict import Predict

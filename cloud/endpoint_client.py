@@ -5,7 +5,7 @@ A process needs only one client. The client handles failures in three ways:
 - It retries transient failures, with backoff, a budget, and fewer requests in flight.
 - It raises EndpointError or CredentialsError at once for failures that are not transient.
 - It raises RequestRefused if the rows of a request may be the cause. The caller
-  (model_handlers/endpoint.py) then finds these rows.
+  (model_handlers/endpoints/endpoint.py) then finds these rows.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from cloud.vertex import EndpointAddress
     from common.errors import MillraceError
     from millrace.packaging import fit, package, prepare
-    from model_handlers.endpoint import RequestLimits
-    from model_handlers.endpoint_handler import VertexEndpointHandler
-    from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+    from model_handlers.endpoints.endpoint import RequestLimits
+    from model_handlers.endpoints.handler import VertexEndpointHandler
+    from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
     from model_handlers.package import read_manifest
     from model_handlers.packaging.builder import column, field, output, tensor
     from model_handlers.torch_model import TorchModelHandler
@@ -65,17 +65,17 @@ __all__ = [
 _MODULES = {
     "EncodeRows": "transforms.encode",
     "EndpointAddress": "cloud.vertex",
-    "InputSpec": "model_handlers.manifest",
-    "Manifest": "model_handlers.manifest",
+    "InputSpec": "model_handlers.manifests.manifest",
+    "Manifest": "model_handlers.manifests.manifest",
     "MillraceError": "common.errors",
-    "OutputSpec": "model_handlers.manifest",
+    "OutputSpec": "model_handlers.manifests.manifest",
     "Predict": "transforms.predict",
     "Provenance": "transforms.provenance",
     "RecordBatchesToRows": "transforms.rows",
-    "RequestLimits": "model_handlers.endpoint",
+    "RequestLimits": "model_handlers.endpoints.endpoint",
     "RowsToRecordBatches": "transforms.rows",
     "TorchModelHandler": "model_handlers.torch_model",
-    "VertexEndpointHandler": "model_handlers.endpoint_handler",
+    "VertexEndpointHandler": "model_handlers.endpoints.handler",
     "__version__": "millrace.version",
     "choose_fields": "transforms.output_fields",
     "column": "model_handlers.packaging.builder",

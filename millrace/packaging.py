@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from common.errors import UsageError
 from common.memory import MORE_MEMORY, check_memory
-from model_handlers.manifest import Manifest, OutputSpec, RawType
+from model_handlers.manifests.manifest import Manifest, OutputSpec, RawType
 from model_handlers.packaging.builder import Columns, Steps, Tensor, tensors
 from model_handlers.packaging.fit import FittedInputs, fit_inputs
 from model_handlers.packaging.prepared import Prepared, prepare_source

@@ -20,7 +20,7 @@ from apache_beam.ml.inference.base import ModelHandler
 from common.errors import UsageError
 from common.measures import MODEL, ROWS
 from common.record_batch import BATCH_BYTES, ERROR, ERROR_TYPE, INPUTS, OUTPUTS, flat_values
-from model_handlers.manifest import Manifest, OutputSpec
+from model_handlers.manifests.manifest import Manifest, OutputSpec
 from model_handlers.preparation import rows_at_once
 from model_handlers.trusted_code import TrustedCode
 from model_handlers.without_values import without_cells, without_numbers

@@ -12,12 +12,12 @@ import torch
 from model_handlers.devices.pass_size import PassSize
 from model_handlers.formats.load import load_module, sniff
 from model_handlers.loaded_model import LoadedModel
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.packaging.probe import accepts, is_dtype, other_dtype, probe, score_of
 from model_handlers.packaging.signature import read_signature
 from model_handlers.read_package import ModelPackage
+from model_handlers.trials.try_rows import MADE_UP_ROWS, check_made_up_rows
 from model_handlers.trusted_code import TrustedCode
-from model_handlers.try_rows import MADE_UP_ROWS, check_made_up_rows
 
 
 def infer_manifest(

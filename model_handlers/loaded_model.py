@@ -27,9 +27,9 @@ from model_handlers.devices.lanes import Host, Runner
 from model_handlers.devices.pass_size import Arrays, PassSize, in_passes, is_out_of_memory
 from model_handlers.devices.precision import AUTOCAST, Precision
 from model_handlers.isolate import NotTried
-from model_handlers.manifest import Manifest, OutputSpec
+from model_handlers.manifests.manifest import Manifest, OutputSpec
+from model_handlers.manifests.tolerance import Tolerance
 from model_handlers.preparation import Preparation
-from model_handlers.tolerance import Tolerance
 
 # Exceptions that a model may raise because of the values of a row. MemoryError, errors of the
 # accelerator and this project's own errors are not among them: they fail the bundle.

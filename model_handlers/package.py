@@ -21,7 +21,7 @@ from model_handlers.package_flags import make_parser
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from model_handlers.manifest import Manifest
+    from model_handlers.manifests.manifest import Manifest
 
 # The flags that describe a model file.
 _OF_MODELS = ("feature_columns", "inputs", "sample", "sample_query", "architecture")
@@ -45,7 +45,7 @@ def read_manifest(
         UsageError: `feature_columns` is missing, or differs from the manifest.
     """
     from model_handlers.infer import infer_manifest
-    from model_handlers.manifest import MANIFEST_NAME
+    from model_handlers.manifests.manifest import MANIFEST_NAME
     from model_handlers.read_package import read_package
 
     package = read_package(path, digest)
@@ -98,7 +98,7 @@ def change_package(args: argparse.Namespace) -> Manifest:
         OutputError: The copy cannot be written.
         UsageError: An argument is invalid.
     """
-    from model_handlers.manifest import MANIFEST_NAME
+    from model_handlers.manifests.manifest import MANIFEST_NAME
     from model_handlers.packaging.change import Changes, change
     from model_handlers.packaging.write import write
     from model_handlers.read_package import read_package

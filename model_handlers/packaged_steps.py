@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from common.errors import UsageError
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.preparation import Preparation
 from model_handlers.read_package import read_files
 from model_handlers.trusted_code import TrustedCode, steps_context

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from common.cells import INFINITE, NAN, NULL, WRONG, is_text, limits, read_cells
 from common.errors import ContractBroken
-from model_handlers.manifest import GoldenRows, InputSpec, Manifest
-from model_handlers.manifest_checks import check_counts
+from model_handlers.manifests.checks import check_counts
+from model_handlers.manifests.manifest import GoldenRows, InputSpec, Manifest
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Cells, Context, Kind, Refused, as_mask, flat, kind_of
 from model_handlers.steps.values import from_values, read_column

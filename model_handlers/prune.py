@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch.utils import _pytree as pytree
 
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 
 
 def keep_outputs(

@@ -27,8 +27,8 @@ from common.errors import (
     UsageError,
 )
 from common.terminal import long_step
-from model_handlers.manifest import MANIFEST_NAME, GoldenRows, Manifest
-from model_handlers.manifest_json import parse_manifest
+from model_handlers.manifests.manifest import MANIFEST_NAME, GoldenRows, Manifest
+from model_handlers.manifests.model_json import parse_manifest
 from model_handlers.model_errors import as_model_error
 from model_handlers.zip_checks import check_names, check_size
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from model_handlers.batch_handler import to_arrow
 from model_handlers.isolate import isolate
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel
-from model_handlers.manifest import OutputSpec
+from model_handlers.manifests.manifest import OutputSpec
 from model_handlers.preparation import Preparation
 from model_handlers.steps.step import Refused
 

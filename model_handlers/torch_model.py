@@ -15,22 +15,22 @@ from common.errors import DigestMismatch, UsageError
 from common.memory import keep_freed_memory
 from common.record_batch import BATCH_BYTES, BATCH_ROWS, row_bytes
 from model_handlers.batch_handler import PRECISION, BatchHandler, error_column, outputs_column
-from model_handlers.choose_precision import AUTO, choose_precision, in_precision
 from model_handlers.devices.find import check_device, find_devices
 from model_handlers.devices.lanes import Replicas, runner_on
 from model_handlers.devices.pass_size import FEW, PassSize, gpu_memory, rows_that_fit
 from model_handlers.devices.precision import PRECISIONS, SLACK, Precision
 from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import LoadedModel, describe_error
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.model_errors import as_model_error
 from model_handlers.preparation import Preparation
 from model_handlers.prune import keep_outputs
 from model_handlers.read_package import ModelPackage, read_package
 from model_handlers.run_model import run_model
+from model_handlers.trials.choose_precision import AUTO, choose_precision, in_precision
+from model_handlers.trials.try_rows import check_golden_rows, check_model
+from model_handlers.trials.writes import may_write_inputs
 from model_handlers.trusted_code import TrustedCode, check_trusted, steps_context
-from model_handlers.try_rows import check_golden_rows, check_model
-from model_handlers.writes import may_write_inputs
 
 logger = logging.getLogger("millrace")
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from common.command_names import as_typed
 from common.errors import ManifestError, ModelError, UnsafeModel, UsageError, one_line
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.model_errors import as_model_error
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.own_function import Call

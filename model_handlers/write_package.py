@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import UsageError
-from model_handlers.manifest import MANIFEST_NAME, Manifest
-from model_handlers.manifest_json import write_manifest
+from model_handlers.manifests.manifest import MANIFEST_NAME, Manifest
+from model_handlers.manifests.model_json import write_manifest
 from model_handlers.read_package import MAR_MANIFEST
 
 _HANDLER = "handler.py"

@@ -10,11 +10,11 @@ from typing import Any
 import orjson
 
 from common.errors import EndpointError, UsageError
-from model_handlers.endpoint import Endpoint, NeedsOutputs
-from model_handlers.endpoint_codec import EndpointCodec
-from model_handlers.endpoint_handler import Place, VertexEndpointHandler
-from model_handlers.manifest import Manifest
-from model_handlers.manifest_json import preparation_digest
+from model_handlers.endpoints.codec import EndpointCodec
+from model_handlers.endpoints.endpoint import Endpoint, NeedsOutputs
+from model_handlers.endpoints.handler import Place, VertexEndpointHandler
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.model_json import preparation_digest
 from pipelines.options import EndpointOptions
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from common.errors import UsageError, similar, suggest
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 
 _SHOWN = 40
 

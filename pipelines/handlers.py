@@ -10,11 +10,11 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.endpoints import Endpoints
 from cloud.vertex import EndpointAddress
 from common.terminal import long_step
-from model_handlers.endpoint import RequestLimits
-from model_handlers.endpoint_handler import VertexEndpointHandler
-from model_handlers.manifest import Manifest
+from model_handlers.endpoints.endpoint import RequestLimits
+from model_handlers.endpoints.handler import VertexEndpointHandler
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.thresholds import with_thresholds
 from model_handlers.package import read_manifest
-from model_handlers.thresholds import with_thresholds
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.trusted_code import TrustedCode, check_trusted, warn_of_changes
 from pipelines.command import say

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transforms.files.writers import ROW_GROUP_ROWS
+from transforms.files.sink.writers import ROW_GROUP_ROWS
 
 # A worker process with Python, Beam, Arrow and the CPU build of torch, without a model and without
 # rows; and what the CUDA build of torch adds, also on a machine without a GPU.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from common.terminal import columns, print_error, progressing
-from model_handlers.try_package import try_package
+from model_handlers.trials.try_package import try_package
 from resources import status as statuses
 from resources.cleaning import run_cleanup
 from resources.declaration import Resource, declare

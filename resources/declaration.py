@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 import pyarrow as pa
 
 from cloud.owner import QUERY_DATASETS
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from resources.config import PIPELINES, Config
 from transforms.bigquery.schema import table_fields, type_name
 from transforms.dead_letter_schema import FAILURE_SCHEMA

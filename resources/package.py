@@ -11,7 +11,7 @@ from typing import Any
 
 from common.addresses import path_fault
 from common.errors import UsageError
-from model_handlers.manifest import MANIFEST_NAME, Manifest
+from model_handlers.manifests.manifest import MANIFEST_NAME, Manifest
 from model_handlers.read_package import read_package
 from model_handlers.trusted_code import check_trusted
 

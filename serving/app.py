@@ -26,8 +26,8 @@ from starlette.types import Receive, Scope, Send
 
 from common.errors import MillraceError, UsageError, one_line
 from common.memory import is_of_memory, out_of_memory
+from model_handlers.endpoints.numpy_json import dump_objects
 from model_handlers.loaded_model import describe_error
-from model_handlers.numpy_json import dump_objects
 from serving.instances import BadInstances, split_keys
 from serving.parse_request import parse_request
 from serving.predictions import prediction_faults, prediction_values

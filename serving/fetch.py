@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import InputError, ModelError
-from model_handlers.manifest import MANIFEST_NAME
-from model_handlers.manifest_json import parse_manifest
+from model_handlers.manifests.manifest import MANIFEST_NAME
+from model_handlers.manifests.model_json import parse_manifest
 from model_handlers.read_package import refuse_missing
 from model_handlers.wheels import importable, read_wheels, refuse_unfit
 

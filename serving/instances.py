@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from common.errors import suggest
 from common.record_batch import INPUTS, ROW_ID, source_batch, struct_columns
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
+from model_handlers.manifests.unique_keys import Doubled, doubled_key, doubled_text, load_marked
 from model_handlers.preparation import Preparation
-from model_handlers.unique_keys import Doubled, doubled_key, doubled_text, load_marked
 from transforms.dead_letters import Fault
 from transforms.json_rows.row_columns import read_rows
 from transforms.json_rows.row_format import RowFormat

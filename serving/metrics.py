@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info

@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import UsageError
 from common.json_objects import json_cells
 from model_handlers.loaded_model import describe_error
-from model_handlers.manifest import Manifest, OutputSpec
+from model_handlers.manifests.manifest import Manifest, OutputSpec
 from model_handlers.run_model import Answer
 from transforms.dead_letters import Fault
 from transforms.predict import field_faults

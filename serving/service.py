@@ -17,13 +17,13 @@ from cloud.endpoint_client import DIGEST_HEADER, PREPARATION_HEADER
 from common.errors import DeviceError, MillraceError, MissingDevice, UsageError, one_line
 from common.memory import MORE_MEMORY, is_of_memory, out_of_memory
 from model_handlers.loaded_model import LoadedModel
-from model_handlers.manifest import Manifest
-from model_handlers.manifest_json import preparation_digest
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.model_json import preparation_digest
+from model_handlers.manifests.thresholds import check_used, with_thresholds
 from model_handlers.package import read_manifest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.preparation import Preparation, golden_tensors
 from model_handlers.run_model import Answer
-from model_handlers.thresholds import check_used, with_thresholds
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.trusted_code import TrustedCode
 from serving.batcher import Batcher

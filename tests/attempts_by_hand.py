@@ -18,10 +18,10 @@ import pytest
 import requests
 
 from examples.local_cloud import LocalCloud
-from transforms.files import staging
-from transforms.files.commit import commit
-from transforms.files.destination import Destination, FolderDestination
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.sink import staging
+from transforms.files.sink.commit import commit
+from transforms.files.sink.destination import Destination, FolderDestination
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
 from transforms.files.store import read_version
 from transforms.results import open_result
 

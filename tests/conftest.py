@@ -35,7 +35,7 @@ from examples.local_cloud import (
     local_cloud,
 )
 from examples.pubsub_labels import keeping_labels
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from pipelines.command import Command, main
 from transforms.provenance import Provenance
 

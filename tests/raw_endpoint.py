@@ -14,10 +14,10 @@ from raw_model import GOOD, ROWS, Net, write_raw_package
 
 from cloud.vertex import EndpointAddress
 from common.record_batch import struct_columns
-from model_handlers.endpoint import RequestLimits
-from model_handlers.endpoint_handler import VertexEndpointHandler
-from model_handlers.manifest import GoldenRows, Manifest
-from model_handlers.manifest_json import write_manifest
+from model_handlers.endpoints.endpoint import RequestLimits
+from model_handlers.endpoints.handler import VertexEndpointHandler
+from model_handlers.manifests.manifest import GoldenRows, Manifest
+from model_handlers.manifests.model_json import write_manifest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.torch_model import TorchModelHandler
 from serving.instances import InstanceReader

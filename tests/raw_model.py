@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from model_handlers.manifest import Manifest
-from model_handlers.manifest_json import parse_manifest, write_manifest
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.model_json import parse_manifest, write_manifest
 
 KINDS = ["shop", "web", "phone"]
 # Rows as a source has them; the last four have a fault each.

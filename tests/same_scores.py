@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_handlers.tolerance import TOLERANCE, Tolerance
+from model_handlers.manifests.tolerance import TOLERANCE, Tolerance
 
 
 def assert_scores(

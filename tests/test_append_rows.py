@@ -38,7 +38,7 @@ from waiting import wait_until
 from common.errors import OutputError
 from common.record_batch import OUTPUTS, sized
 from examples.local_cloud import LocalCloud
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from transforms.bigquery import append as append_rows
 from transforms.bigquery.append import (
     WRITTEN,

@@ -18,7 +18,7 @@ from torch import nn
 
 from common.errors import ManifestError, ModelError, UnsafeModel, UsageError
 from model_handlers.formats.load import load_module
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.read_package import ModelPackage
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.trusted_code import TrustedCode, check_trusted

@@ -19,7 +19,7 @@ from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.errors import InputError, UsageError
 from common.record_batch import to_rows
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from transforms.dead_letters import to_letter_line
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.avro_revisions import AvroRevisions, parse_revisions

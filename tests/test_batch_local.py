@@ -31,8 +31,8 @@ from model_handlers.read_package import MAR_MANIFEST
 from pipelines.batch.in_process import quiet_workers
 from pipelines.batch_local import COMMAND
 from transforms.encode import output_schema
-from transforms.files.stage import StagedWriter
-from transforms.files.writers import open_writer
+from transforms.files.sink.stage import StagedWriter
+from transforms.files.sink.writers import open_writer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = 2_000  # in the fixture `example`
@@ -352,7 +352,7 @@ def test_rows_have_the_schema_that_was_determined_before_the_run(
         return open_writer(handle, schema, kind)
 
     monkeypatch.setattr("pipelines.batch.run.output_schema", plan)
-    monkeypatch.setattr("transforms.files.stage.open_writer", write)
+    monkeypatch.setattr("transforms.files.sink.stage.open_writer", write)
     fields = "encoded,normalized_reconstruction,Time,Amount,Class" if layout == "default" else None
     assert run(input_files=rows, output_schema=layout, output_fields=fields)[0] == 0
     (schema,) = [schema for kind, schema in written if kind == "parquet"]

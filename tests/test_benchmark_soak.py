@@ -39,7 +39,7 @@ from benchmarks.stream.soak.traffic import (
     make_messages,
 )
 from examples.transactions.data import FEATURES
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from pipelines.options.flag import parse_flags
 from pipelines.stream.config import stream_config
 from pipelines.stream_local import COMMAND as STREAM

@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from property_tests import examples
 
 from examples.local_cloud import LocalCloud
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName, arrow_schema, without_json
 from transforms.bigquery.session import open_session, read_stream
 from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.files.columns import Columns
-from transforms.files.run_folder import SCORES, RunFolder
-from transforms.files.stage import StagedWriter
+from transforms.files.sink.run_folder import SCORES, RunFolder
+from transforms.files.sink.stage import StagedWriter
 from transforms.provenance import Provenance
 
 LARGEST = (1 << 63) - 1

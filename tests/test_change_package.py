@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from common.errors import UsageError
 from millrace import column, package
 from model_handlers.inspect_package import main as inspect_main
-from model_handlers.manifest import InputSpec
+from model_handlers.manifests.manifest import InputSpec
 from model_handlers.package import main, read_manifest
 from model_handlers.packaging.change import Changes, change
 from model_handlers.preparation import Preparation

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from common.record_batch import source_batch
-from model_handlers import choose_precision as module
 from model_handlers.devices.precision import Trial, choose, describe
 from model_handlers.loaded_model import LoadedModel
-from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
-from model_handlers.tolerance import Tolerance
+from model_handlers.manifests.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.tolerance import Tolerance
 from model_handlers.torch_model import TorchModelHandler
+from model_handlers.trials import choose_precision as module
 from model_handlers.write_package import write_package
 from pipelines.batch.report_text import run_facts
 from transforms.predict import Predict

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.record_batch import INPUTS, ROW_ID
-from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
+from model_handlers.manifests.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.dead_letters import payloads
 from transforms.json_rows.columns import column_values
 from transforms.json_rows.decode import decode_json, decode_rows

@@ -29,8 +29,8 @@ from property_tests import thinned
 
 from common.errors import OutputError
 from examples.local_cloud import LocalCloud
-from transforms.files.commit import abandon
-from transforms.files.run_folder import StagedFile
+from transforms.files.sink.commit import abandon
+from transforms.files.sink.run_folder import StagedFile
 
 
 @pytest.fixture(scope="module")

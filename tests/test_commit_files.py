@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 
 from common.errors import OutputError, UsageError
-from transforms.files import staging
-from transforms.files.commit import abandon, commit
-from transforms.files.destination import Destination, FolderDestination
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.files.staging import check_writable, commit_lock, discard, discard_dead, hold
+from transforms.files.sink import staging
+from transforms.files.sink.commit import abandon, commit
+from transforms.files.sink.destination import Destination, FolderDestination
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.sink.staging import check_writable, commit_lock, discard, discard_dead, hold
 
 FIRST, SECOND, THIRD = "aaaaaaaa", "bbbbbbbb", "cccccccc"
 Tree = dict[str, str]

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from common.errors import AttemptConflict, OutputError
-from transforms.files import commit as commits
-from transforms.files.commit import abandon, commit
-from transforms.files.destination import Destination, FolderDestination
-from transforms.files.page_file import check_page, put_page
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
-from transforms.files.staging import hold
+from transforms.files.sink import commit as commits
+from transforms.files.sink.commit import abandon, commit
+from transforms.files.sink.destination import Destination, FolderDestination
+from transforms.files.sink.page_file import check_page, put_page
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.files.sink.staging import hold
 
 FIRST, SECOND = "aaaaaaaa", "bbbbbbbb"
 

@@ -13,7 +13,7 @@ from property_tests import examples
 
 import cloud.objects
 from common.errors import AttemptConflict, OutputError
-from transforms.files.commit import abandon
+from transforms.files.sink.commit import abandon
 
 FILES = 300
 
@@ -26,7 +26,7 @@ def store(monkeypatch: pytest.MonkeyPatch, no_waits: list[float]) -> Iterator[Ob
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         monkeypatch.setattr(auth._Credentials, "_credentials_init", True)
         # All tests have the same attempts.
-        monkeypatch.setattr("transforms.files.commit._abandoned", set())
+        monkeypatch.setattr("transforms.files.sink.commit._abandoned", set())
         yield found
 
 

@@ -15,7 +15,7 @@ from serving_client import Running, connect, read_answer, running
 
 from common.compression import TooLarge, compression_of, decompress
 from common.record_batch import to_rows
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages
 from transforms.messages.message import Message

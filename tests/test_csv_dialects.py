@@ -14,7 +14,7 @@ from property_tests import examples
 from test_csv_lines import is_open
 
 from common.errors import InputError
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from transforms.files import ranges as file_ranges
 from transforms.files import text_lines
 from transforms.files.columns import Columns, id_prefix

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from common.plain_json import to_json
 from common.record_batch import source_batch
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault, failed_rows, failure_batch, payloads
 from transforms.provenance import Provenance, utc_now

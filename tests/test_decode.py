@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
+from model_handlers.manifests.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.dead_letters import Fault
 from transforms.json_rows.decode import Decoded, decode_json, decode_rows
 from transforms.json_rows.row_format import RowFormat

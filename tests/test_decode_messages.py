@@ -24,7 +24,7 @@ from property_tests import examples
 
 from common.errors import UsageError
 from common.record_batch import to_rows
-from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
+from model_handlers.manifests.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.json_rows.decode import decode_rows
 from transforms.json_rows.row_format import RowFormat, read_plain
 from transforms.messages.avro_revisions import AvroRevisions

@@ -15,8 +15,8 @@ from cloud.endpoint_stats import Stats
 from common import errors
 from common.measures import EVERY
 from millrace.commands import COMMANDS
-from model_handlers.endpoint_handler import counters
-from model_handlers.manifest import Manifest
+from model_handlers.endpoints.handler import counters
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.steps.catalog import STEPS
 from pipelines.stream.progress import LATENCIES
 from resources.config import PIPELINES, Config

@@ -15,14 +15,14 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from common.errors import UsageError
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from pipelines.batch.input_files import check_files, passed_on, with_formats
 from transforms.encode import EncodeRows, encode, output_schema
 from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN
 from transforms.files.ranges import match_files, match_inputs, plan_file, split_file
 from transforms.files.read_range import read_range
-from transforms.files.stage import conform_to_files
+from transforms.files.sink.stage import conform_to_files
 from transforms.output_fields import OutputFields, check_fields, choose_fields, reference_fields
 from transforms.provenance import Provenance
 from transforms.validate import validate

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from common.errors import UsageError
 from common.record_batch import OUTPUTS, to_rows
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from transforms.encode import EncodeRows, encode, output_schema
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import MessageFormat, decode_messages

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from cloud.endpoint_responses import BadAnswer
 from common.errors import UsageError
-from model_handlers.endpoint_codec import EndpointCodec
-from model_handlers.manifest import DType, InputSpec, Manifest, OutputSpec
+from model_handlers.endpoints.codec import EndpointCodec
+from model_handlers.manifests.manifest import DType, InputSpec, Manifest, OutputSpec
 
 MakeManifest = Callable[..., Manifest]
 ROWS = np.array([[1.5, 2.0, 0.1], [4.0, 5.0, -6.25]], np.float32)
@@ -338,7 +338,7 @@ def test_the_fast_reader_of_objects_agrees_with_the_general_one(
         outputs = (OutputSpec("score"), code)
         codec = codec_of(make_manifest(outputs=outputs, score_output="score"))
         found = decoded(codec)
-        with patch("model_handlers.endpoint_codec.member_reader", lambda *_: None):
+        with patch("model_handlers.endpoints.codec.member_reader", lambda *_: None):
             assert found == decoded(codec)
 
 

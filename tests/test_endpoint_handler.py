@@ -47,10 +47,10 @@ from cloud.vertex import EndpointAddress
 from common.errors import EndpointError, UsageError
 from common.record_batch import to_rows, typed
 from examples.transactions.data import FEATURES
-from model_handlers.endpoint import CONFIRMATIONS, Endpoint, RequestLimits
-from model_handlers.endpoint_handler import VertexEndpointHandler
-from model_handlers.endpoint_rows import TensorRows
-from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
+from model_handlers.endpoints.endpoint import CONFIRMATIONS, Endpoint, RequestLimits
+from model_handlers.endpoints.handler import VertexEndpointHandler
+from model_handlers.endpoints.request_rows import TensorRows
+from model_handlers.manifests.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from transforms.predict import Predict

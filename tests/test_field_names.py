@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import UsageError
 from common.record_batch import MESSAGE, ROW_ID, SOURCE
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from pipelines.batch.input_files import check_files, with_formats
 from pipelines.field_names import check_name, named_by_user
 from pipelines.stream import in_process, progress, unseen

@@ -26,11 +26,11 @@ from raw_model import GOOD, ROWS, batch_flags, write_raw_package
 from common.command_line import parse_thresholds
 from common.errors import UsageError
 from examples.local_cloud import PROJECT, LocalCloud
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.thresholds import thresholds_flag, thresholds_of, with_thresholds
 from model_handlers.package import read_manifest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.steps.step import vectors
-from model_handlers.thresholds import thresholds_flag, thresholds_of, with_thresholds
 from pipelines.batch.report_text import decision_facts
 from pipelines.batch_local import COMMAND
 from pipelines.dataflow.facts import JobFacts, read_facts
@@ -41,7 +41,7 @@ from transforms.bigquery.append import conform_to_table
 from transforms.bigquery.schema import arrow_schema, table_fields
 from transforms.decisions import SHOWN_VALUES, count_decisions, report_decisions
 from transforms.encode import output_schema
-from transforms.files.writers import OutputFormat, open_writer
+from transforms.files.sink.writers import OutputFormat, open_writer
 from transforms.messages.publish import row_messages
 from transforms.output_fields import choose_fields
 from transforms.provenance import Provenance

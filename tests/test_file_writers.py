@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.files import writers as file_writers
-from transforms.files.writers import OutputFormat, flatten, open_writer
+from transforms.files.sink import writers as file_writers
+from transforms.files.sink.writers import OutputFormat, flatten, open_writer
 
 NOW = datetime.datetime(2024, 5, 6, 7, 8, 9, 10, tzinfo=datetime.UTC)
 

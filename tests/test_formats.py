@@ -27,7 +27,7 @@ from common.errors import ManifestError, ModelError, UnsafeModel
 from examples.transactions.model import OUTPUTS, TransactionAutoencoder
 from model_handlers.formats.export_archive import check_expression
 from model_handlers.formats.load import load_module, sniff
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.trusted_code import TrustedCode
 
 pytestmark = [

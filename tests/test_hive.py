@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from common.cells import cast_column
 from common.errors import InputError, UsageError
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from pipelines.batch.input_files import key_types, passed_on
 from pipelines.batch_local import COMMAND
 from transforms.files.hive import Condition, add_keys, add_to_lines, keys_of

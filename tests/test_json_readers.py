@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from common.errors import ManifestError, UsageError
 from common.record_batch import to_rows
-from model_handlers.endpoint_codec import EndpointCodec
-from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
-from model_handlers.manifest_json import parse_manifest, write_manifest
+from model_handlers.endpoints.codec import EndpointCodec
+from model_handlers.manifests.manifest import FeatureStatistics, InputSpec, Manifest
+from model_handlers.manifests.model_json import parse_manifest, write_manifest
 from serving.instances import BadInstances, InstanceReader, unique_instances
 from transforms.dead_letters import Fault
 from transforms.files.columns import Columns

@@ -14,7 +14,7 @@ from lake_tables import DAYS, deletion_vector, parquet_deletes, rows, write_delt
 from libraries import need_library
 
 from common.errors import InputError, UsageError
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from pipelines.batch_local import COMMAND
 from transforms.files.lake_folders import lake_at
 from transforms.files.ranges import match_inputs

@@ -18,7 +18,7 @@ from libraries import need_library
 from cloud import clients
 from common.errors import InputError
 from examples.local_cloud import LocalCloud
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from pipelines.batch_local import COMMAND
 from transforms.files.lake_folders import LakeFolder
 from transforms.lakes.storage import delta_options, iceberg_files

@@ -155,7 +155,7 @@ def test_flags_are_read_only_in_pipelines() -> None:
 
 
 def test_the_manifest_can_be_read_without_torch_or_beam() -> None:
-    for path in ("common/errors.py", "model_handlers/manifest.py"):
+    for path in ("common/errors.py", "model_handlers/manifests/manifest.py"):
         assert not heads(imported(ROOT / path)) & {"torch", "apache_beam"}
 
 

@@ -20,10 +20,10 @@ from msgspec import structs
 
 from common.errors import InputError, UsageError
 from common.record_batch import INPUTS, MESSAGE, ROW_ID, struct_columns
-from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
+from model_handlers.manifests.manifest import FeatureStatistics, InputSpec, Manifest
 from transforms.dead_letters import Fault, Stage, failed_rows, failure_batch, to_letter_line
 from transforms.files.columns import Columns
-from transforms.files.writers import JsonLinesBatchWriter
+from transforms.files.sink.writers import JsonLinesBatchWriter
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY
 from transforms.messages.avro_revisions import AvroRevisions

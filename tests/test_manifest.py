@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from property_tests import examples
 
 from common.errors import ManifestError, UsageError
-from model_handlers.manifest import (
+from model_handlers.manifests.manifest import (
     FeatureStatistics,
     GoldenRows,
     InputSpec,
@@ -21,7 +21,7 @@ from model_handlers.manifest import (
     OutputSpec,
     arrow_type,
 )
-from model_handlers.manifest_json import parse_manifest, write_manifest
+from model_handlers.manifests.model_json import parse_manifest, write_manifest
 
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 

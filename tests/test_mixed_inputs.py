@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from common.errors import UsageError
 from millrace import column, package
-from model_handlers.manifest import Manifest
-from model_handlers.manifest_json import write_manifest
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.model_json import write_manifest
 from model_handlers.package import read_manifest
 from pipelines.batch_local import COMMAND as LOCAL
 from pipelines.batch_vertex import COMMAND as VERTEX

@@ -19,7 +19,7 @@ from torch import nn
 
 from common.errors import ManifestError, ModelError, UnsafeModel
 from model_handlers.formats.inert_pickle import check_view, read_inert
-from model_handlers.manifest import OutputSpec
+from model_handlers.manifests.manifest import OutputSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LINEAR = {

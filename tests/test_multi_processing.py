@@ -10,7 +10,7 @@ from command_line import words
 from same_scores import assert_same_rows
 from serving_client import running
 
-from model_handlers.endpoint_handler import VertexEndpointHandler
+from model_handlers.endpoints.handler import VertexEndpointHandler
 from model_handlers.torch_model import TorchModelHandler
 from pipelines import batch_local, batch_vertex
 from pipelines.command import Command, main

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from transforms.dead_letters import Fault
 from transforms.json_rows.row_columns import build_columns
 from transforms.json_rows.row_format import RowFormat, read_row

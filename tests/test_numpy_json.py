@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from model_handlers.manifest import DType
-from model_handlers.numpy_json import dump_objects, dump_rows, read_array, row_texts
+from model_handlers.endpoints.numpy_json import dump_objects, dump_rows, read_array, row_texts
+from model_handlers.manifests.manifest import DType
 
 DTYPES = get_args(DType)
 

@@ -367,7 +367,7 @@ def test_a_change_is_reported_once_and_not_again_by_workers(
 
 
 def test_a_manifest_keeps_the_members_of_the_step(tmp_path: Path) -> None:
-    from model_handlers.manifest_json import parse_manifest, write_manifest
+    from model_handlers.manifests.model_json import parse_manifest, write_manifest
 
     manifest = write_own_package(tmp_path / "model")
     assert parse_manifest(write_manifest(manifest)) == manifest

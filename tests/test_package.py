@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from common.errors import ContractBroken, ManifestError, ModelError, UsageError
 from model_handlers.infer import infer_manifest
-from model_handlers.manifest import InputSpec, OutputSpec
-from model_handlers.manifest_json import write_manifest
+from model_handlers.manifests.manifest import InputSpec, OutputSpec
+from model_handlers.manifests.model_json import write_manifest
 from model_handlers.package import main, read_manifest
 from model_handlers.packaging.golden import with_golden_rows
 from model_handlers.packaging.statistics import describe_features

@@ -23,11 +23,11 @@ from common.errors import (
     UnsafeModel,
     UsageError,
 )
-from model_handlers.manifest import MANIFEST_NAME, Manifest
-from model_handlers.manifest_json import parse_manifest, write_manifest
+from model_handlers.manifests.manifest import MANIFEST_NAME, Manifest
+from model_handlers.manifests.model_json import parse_manifest, write_manifest
+from model_handlers.manifests.thresholds import with_thresholds
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.read_package import read_files, read_package
-from model_handlers.thresholds import with_thresholds
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.write_package import write_mar, write_package
 from resources.package import open_package

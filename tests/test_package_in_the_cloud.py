@@ -19,7 +19,7 @@ from waiting import wait_until
 from examples.google_api.server import google_api
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import LocalCloud
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.read_package import read_package
 from model_handlers.write_package import write_mar
 from pipelines import batch_local

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from common.errors import ContractBroken, InputError, ManifestError, UsageError
 from millrace import column, field, fit, output, package, prepare
-from model_handlers.manifest import InputSpec, OutputSpec
-from model_handlers.manifest_json import parse_manifest, write_manifest
+from model_handlers.manifests.manifest import InputSpec, OutputSpec
+from model_handlers.manifests.model_json import parse_manifest, write_manifest
 from model_handlers.package import main, read_manifest
 from model_handlers.packaging.builder import Steps
 from model_handlers.packaging.statistics import describe_column

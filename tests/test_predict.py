@@ -22,18 +22,18 @@ from hypothesis import strategies as st
 from property_tests import examples
 
 from common.record_batch import ERROR, ERROR_TYPE, OUTPUTS
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from model_handlers.manifest_json import write_manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.model_json import write_manifest
 from model_handlers.torch_model import TorchModelHandler
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault
 from transforms.encode import EncodeRows
 from transforms.files import ranges as file_ranges
 from transforms.files.columns import Columns
-from transforms.files.destination import FolderDestination
 from transforms.files.read import ReadFiles
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
-from transforms.files.stage import StageFiles
+from transforms.files.sink.destination import FolderDestination
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.files.sink.stage import StageFiles
 from transforms.output_fields import choose_fields
 from transforms.predict import Predict, split_answer
 from transforms.provenance import Provenance

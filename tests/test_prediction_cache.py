@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.manifest import DType, OutputSpec
-from model_handlers.prediction_cache import PredictionCache, row_keys, rows_with_gaps
+from model_handlers.endpoints.prediction_cache import PredictionCache, row_keys, rows_with_gaps
+from model_handlers.manifests.manifest import DType, OutputSpec
 
 OUTPUTS = (OutputSpec("y"), OutputSpec("z", "int64", (2,)))
 

@@ -43,11 +43,11 @@ from cloud import retry_pacing
 from cloud.endpoint_client import DIGEST_HEADER, PREPARATION_HEADER
 from common.errors import ContractBroken, EndpointError, UsageError
 from common.record_batch import source_batch
-from model_handlers.endpoint_handler import VertexEndpointHandler
-from model_handlers.endpoint_rows import RawRows, raw_rows
-from model_handlers.known_row import known_raw
-from model_handlers.manifest import Manifest
-from model_handlers.manifest_json import preparation_digest
+from model_handlers.endpoints.handler import VertexEndpointHandler
+from model_handlers.endpoints.known_row import known_raw
+from model_handlers.endpoints.request_rows import RawRows, raw_rows
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.model_json import preparation_digest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.steps.raw import RAW_TYPES, become
 from model_handlers.steps.values import from_values

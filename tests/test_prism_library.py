@@ -16,7 +16,7 @@ from docs_pages import blocks
 
 from common.record_batch import to_rows
 from millrace import Predict, TorchModelHandler
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from transforms.encode import EncodeRows
 from transforms.files.columns import Columns
 from transforms.files.read import ReadFiles

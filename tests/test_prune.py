@@ -7,7 +7,7 @@ import torch
 from same_scores import assert_scores
 
 from model_handlers.formats.load import load_module
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.prune import keep_outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

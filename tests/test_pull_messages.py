@@ -31,8 +31,8 @@ from examples.local_cloud import LocalCloud
 from pipelines.batch.elsewhere import run_elsewhere
 from pipelines.batch.in_process import silent_workers
 from transforms.bundles import Bundle, begin_bundle, current_bundle
-from transforms.files.spans import WriteSpans
-from transforms.files.stream_files import StreamFiles
+from transforms.files.sink.spans import WriteSpans
+from transforms.files.sink.stream_files import StreamFiles
 from transforms.messages import ahead, pull
 from transforms.messages import intake as intake_module
 from transforms.messages.intake import Intake, PullOptions, intake_of, open_intake

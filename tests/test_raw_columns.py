@@ -23,7 +23,7 @@ from raw_model import FAULTS, GOOD, KINDS, MANIFEST, ROWS, Net, batch_flags, wri
 
 from common.record_batch import to_rows
 from examples.local_cloud import PROJECT, LocalCloud
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.packaged_steps import PackagedSteps
 from pipelines.batch_local import COMMAND

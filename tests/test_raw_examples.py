@@ -20,7 +20,7 @@ from common.plain_json import to_json
 from examples.churn.build import build as build_churn
 from examples.local_cloud import LocalCloud
 from examples.sensors.build import build as build_sensors
-from model_handlers.tolerance import ATOL, RTOL
+from model_handlers.manifests.tolerance import ATOL, RTOL
 from pipelines.batch_local import COMMAND as BATCH_LOCAL
 from pipelines.batch_vertex import COMMAND as BATCH_VERTEX
 from pipelines.command import Command, main

@@ -32,7 +32,7 @@ from cloud.endpoints import Endpoints
 from common.errors import InputError, UsageError
 from common.record_batch import concat_batches, to_rows
 from examples.local_cloud import LocalCloud, free_port
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from transforms.bigquery.jobs import job_id
 from transforms.bigquery.read import (
     ReadBigQuery,
@@ -44,7 +44,7 @@ from transforms.bigquery.source import BigQuerySource, describe_source
 from transforms.files.columns import Columns
 from transforms.files.ranges import plan_file, split_file
 from transforms.files.read_range import read_range
-from transforms.files.run_folder import RunFolder
+from transforms.files.sink.run_folder import RunFolder
 from transforms.validate import validate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -21,7 +21,7 @@ from property_tests import examples
 
 from common.errors import InputError
 from common.record_batch import BATCH_BYTES, SOURCE
-from model_handlers.manifest import InputSpec
+from model_handlers.manifests.manifest import InputSpec
 from transforms.accounts import joined
 from transforms.files import ranges as file_ranges
 from transforms.files import text_lines

@@ -20,8 +20,8 @@ from common.errors import (
     ModelError,
     UnsafeModel,
 )
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from model_handlers.manifest_json import write_manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.model_json import write_manifest
 from model_handlers.read_package import MAR_MANIFEST, read_bytes, read_package
 from model_handlers.write_package import write_mar, write_package
 

@@ -40,8 +40,8 @@ from pipelines.replay import command as replay
 from pipelines.stream import subscription
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import failed_rows
-from transforms.files import commit as commit_files
-from transforms.files.writers import JsonLinesBatchWriter
+from transforms.files.sink import commit as commit_files
+from transforms.files.sink.writers import JsonLinesBatchWriter
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages import lease
 from transforms.messages.decode import MessageFormat, decode_messages

@@ -32,7 +32,7 @@ from examples.google_api.faults import (
 )
 from examples.google_api.server import GoogleApi, Service, google_api
 from examples.google_api.service_usage import ServiceUsage
-from model_handlers.manifest import Manifest, OutputSpec
+from model_handlers.manifests.manifest import Manifest, OutputSpec
 from resources.__main__ import main
 from resources.cleanup import Choice, choose_removals, lost_rows
 from resources.config import PIPELINES, Config, names_project, read_config

@@ -15,13 +15,13 @@ from google.cloud.bigquery import LoadJobConfig
 
 from common.errors import InputError
 from examples.local_cloud import INSTALLED, LocalCloud, is_installed
-from transforms.files.commit import commit
-from transforms.files.destination import FolderDestination
 from transforms.files.ranges import match_files
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.files.staging import hold
+from transforms.files.sink.commit import commit
+from transforms.files.sink.destination import FolderDestination
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.sink.staging import hold
+from transforms.files.sink.writers import OutputFormat, open_writer
 from transforms.files.store import create_file
-from transforms.files.writers import OutputFormat, open_writer
 from transforms.results import external_table, open_result, result_files
 
 FIRST, SECOND = "aaaaaaaa", "bbbbbbbb"

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.plain_json import to_json
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from transforms.json_rows.row_format import RowFormat
 from transforms.row_ids import content_id
 from transforms.rows import RecordBatchesToRows, RowsToRecordBatches, batch_rows, plain_row

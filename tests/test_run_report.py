@@ -21,9 +21,9 @@ from transforms.dead_letter_examples import Examples, KeepExamples
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault, failure_batch
 from transforms.decisions import CountDecisions
-from transforms.files.destination import Destination, FolderDestination
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.files.stage import StageFiles
+from transforms.files.sink.destination import Destination, FolderDestination
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.sink.stage import StageFiles
 from transforms.provenance import Provenance, utc_now
 from transforms.run_history import History, RecordHistory
 from transforms.run_report import CommitRun, CountFailures, CountRows, build_report, count_failures

@@ -31,7 +31,7 @@ from property_tests import examples
 
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import WAIT_MS, ScoreStream, StreamSinks
 from pipelines.stream.progress import start_tally, summary

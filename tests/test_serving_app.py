@@ -22,7 +22,7 @@ from examples.transactions.data import FEATURES
 from examples.transactions.model import OUTPUTS
 from model_handlers.devices.pass_size import PassSize
 from model_handlers.loaded_model import LoadedModel
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from model_handlers.write_package import write_package

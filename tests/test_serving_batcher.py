@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from common.errors import DeviceError
 from model_handlers.devices.pass_size import PassSize
 from model_handlers.loaded_model import LoadedModel
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.run_model import Answer, run_model
 from serving.batcher import Batcher
 

@@ -32,9 +32,9 @@ from examples.google_api.faults import (
 from examples.google_api.server import GoogleApi, google_api
 from examples.google_api.vertex import VertexAI
 from examples.local_cloud import LocalCloud
-from model_handlers.manifest import GoldenRows, Manifest
-from model_handlers.manifest_json import write_manifest
-from model_handlers.try_package import try_package
+from model_handlers.manifests.manifest import GoldenRows, Manifest
+from model_handlers.manifests.model_json import write_manifest
+from model_handlers.trials.try_package import try_package
 from model_handlers.write_package import write_mar, write_package
 from serving.__main__ import main
 from serving.deploy import package_files

@@ -16,9 +16,9 @@ from raw_model import GOOD, ROWS, write_raw_package
 from serving_client import Running, running
 
 from common.errors import UsageError
-from model_handlers.manifest import Manifest
-from model_handlers.manifest_parts import OutputSpec
-from model_handlers.numpy_json import dump_objects
+from model_handlers.endpoints.numpy_json import dump_objects
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.parts import OutputSpec
 from model_handlers.package import read_manifest
 from model_handlers.run_model import Answer
 from model_handlers.steps.step import Refused

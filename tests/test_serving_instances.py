@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
+from model_handlers.manifests.manifest import FeatureStatistics, InputSpec, Manifest
 from serving.instances import BadInstances, InstanceReader
 
 Make = Callable[..., Manifest]

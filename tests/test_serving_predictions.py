@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from common.errors import UsageError
-from model_handlers.manifest import Manifest, OutputSpec
-from model_handlers.numpy_json import dump_objects
+from model_handlers.endpoints.numpy_json import dump_objects
+from model_handlers.manifests.manifest import Manifest, OutputSpec
 from serving.predictions import Field, prediction_fields
 
 Make = Callable[..., Manifest]

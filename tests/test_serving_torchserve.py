@@ -20,8 +20,8 @@ from examples.transactions.torchserve import (
     is_installed,
     torchserve,
 )
-from model_handlers.endpoint_codec import InstanceFormat
-from model_handlers.endpoint_handler import VertexEndpointHandler
+from model_handlers.endpoints.codec import InstanceFormat
+from model_handlers.endpoints.handler import VertexEndpointHandler
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from transforms.validate import validate

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.record_batch import to_rows
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from transforms.json_rows.row_format import RowFormat
 from transforms.messages.decode import DecodeMessages, MessageFormat, decode_messages
 from transforms.messages.message import Message, serialize

@@ -12,9 +12,9 @@ import pytest
 
 from common.errors import OutputError
 from transforms.bundles import Bundle
-from transforms.files import spans
-from transforms.files.spans import _Spans
-from transforms.files.stream_files import StreamFiles
+from transforms.files.sink import spans
+from transforms.files.sink.spans import _Spans
+from transforms.files.sink.stream_files import StreamFiles
 
 
 class Owner:

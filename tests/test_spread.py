@@ -23,10 +23,10 @@ import transforms.spread
 from common.errors import InputError
 from common.record_batch import typed
 from model_handlers.loaded_model import LoadedModel
-from model_handlers.manifest import Manifest
-from model_handlers.pace import rows_a_second
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
+from model_handlers.trials.pace import rows_a_second
 from pipelines.batch.pace import measure
 from pipelines.batch.spread import Choice, Scorer, Volume, choose
 from pipelines.workers import UNKNOWN_WORKERS, machine_cpus, worker_cpus

@@ -14,8 +14,8 @@ from property_tests import examples
 from raw_model import MANIFEST
 
 from common.errors import DigestMismatch, ManifestError, ModelError
-from model_handlers.manifest import Manifest
-from model_handlers.manifest_json import parse_manifest, write_manifest
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.model_json import parse_manifest, write_manifest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.preparation import Preparation
 from model_handlers.steps.chain import Chain

@@ -16,8 +16,8 @@ from steps_reference import seen
 
 from common.errors import ManifestError
 from common.record_batch import INPUTS, ROW_ID, source_batch, struct_columns
-from model_handlers.manifest import Manifest
-from model_handlers.manifest_json import parse_manifest
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.model_json import parse_manifest
 from model_handlers.preparation import Preparation
 from model_handlers.steps.answers import Softmax, TopK
 from model_handlers.steps.categories import Vocabulary, read_list

@@ -20,8 +20,8 @@ from common.errors import OutputError
 from common.measures import FILES, seen, start_measures
 from common.record_batch import UTC_MICROSECONDS
 from examples.local_cloud import LocalCloud
-from transforms.files import unfinished
-from transforms.files.stream_files import (
+from transforms.files.sink import unfinished
+from transforms.files.sink.stream_files import (
     Span,
     StreamFiles,
     check_folder,
@@ -30,8 +30,8 @@ from transforms.files.stream_files import (
     write_manifest,
     write_span,
 )
-from transforms.files.unfinished import remove_dead
-from transforms.files.writers import OutputFormat
+from transforms.files.sink.unfinished import remove_dead
+from transforms.files.sink.writers import OutputFormat
 
 # 2026-11-20 12:34:00, the start of a minute.
 START = 1_795_178_040
@@ -130,7 +130,7 @@ WRITES = """
 import sys
 from pathlib import Path
 import pyarrow as pa
-from transforms.files.stream_files import write_file
+from transforms.files.sink.stream_files import write_file
 
 class Batches(list):
     def __iter__(self):

@@ -579,7 +579,7 @@ STUCK = """
 import os, sys, threading
 from pipelines.command import run_and_exit
 from pipelines.stream_local import COMMAND
-from transforms.files import stream_files
+from transforms.files.sink import stream_files
 
 def stuck(*_):
     os.write(2, b"writing\\n")

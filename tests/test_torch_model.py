@@ -37,7 +37,7 @@ from model_handlers import torch_model
 from model_handlers.devices.find import check_device, find_devices
 from model_handlers.devices.pass_size import PassSize
 from model_handlers.loaded_model import LoadedModel, describe_error
-from model_handlers.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import GoldenRows, InputSpec, Manifest, OutputSpec
 from model_handlers.write_package import write_package
 
 pytestmark = [

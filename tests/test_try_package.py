@@ -16,9 +16,9 @@ import torch
 from tiny_model import write_tiny
 
 from common.errors import ContractBroken, ManifestError, ModelError
-from model_handlers.manifest import GoldenRows
-from model_handlers.manifest_json import write_manifest
-from model_handlers.try_package import try_package
+from model_handlers.manifests.manifest import GoldenRows
+from model_handlers.manifests.model_json import write_manifest
+from model_handlers.trials.try_package import try_package
 
 Make = Callable[..., Any]
 
@@ -63,16 +63,18 @@ def test_a_package_whose_model_kills_its_process_is_refused(
         sha256=hashlib.sha256((package / "w.pt").read_bytes()).hexdigest(),
     )
     (package / "model.json").write_text(write_manifest(manifest))
-    code = "import sys, model_handlers.try_package as t; t.try_package(sys.argv[1], ['fatal'])"
+    code = (
+        "import sys, model_handlers.trials.try_package as t; t.try_package(sys.argv[1], ['fatal'])"
+    )
     done = run_code(code, str(package), path=[*sys.path, str(tmp_path)])
     assert "ModelError: model " in done.stderr
     assert "the process that loaded it died" in done.stderr
 
 
 def test_trying_a_package_imports_neither_torch_nor_beam_here() -> None:
-    code = "import sys, model_handlers.try_package; print(*sys.modules)"
+    code = "import sys, model_handlers.trials.try_package; print(*sys.modules)"
     loaded = run_code(code, path=sys.path).stdout.split()
-    assert "model_handlers.try_package" in loaded
+    assert "model_handlers.trials.try_package" in loaded
     assert not {"torch", "apache_beam"} & set(loaded)
 
 

@@ -23,13 +23,13 @@ from common.errors import ContractBroken
 from model_handlers.devices.pass_size import PassSize
 from model_handlers.infer import infer_manifest
 from model_handlers.loaded_model import LoadedModel
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.tolerance import Tolerance
 from model_handlers.package import main, read_manifest
 from model_handlers.packaging.golden import with_golden_rows
 from model_handlers.read_package import ModelPackage
-from model_handlers.tolerance import Tolerance
 from model_handlers.torch_model import TorchModelHandler
-from model_handlers.try_rows import (
+from model_handlers.trials.try_rows import (
     check_independence,
     made_up_rows,
     round_up,

@@ -16,7 +16,7 @@ from raw_model import ROWS, write_raw_package
 from common.errors import InputError
 from common.record_batch import INPUTS, concat_batches, source_batch, struct_columns
 from model_handlers import preparation
-from model_handlers.manifest import FeatureStatistics, InputSpec, Manifest
+from model_handlers.manifests.manifest import FeatureStatistics, InputSpec, Manifest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.torch_model import TorchModelHandler
 from transforms.dead_letters import Fault

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from object_server import ObjectServer, object_server
 
 from common.errors import InputError
-from model_handlers.manifest import InputSpec
+from model_handlers.manifests.manifest import InputSpec
 from transforms.files import objects, parquet
 from transforms.files.columns import Columns
 from transforms.files.objects import ObjectFile, Span, grouped

@@ -19,7 +19,7 @@ from cloud.errors import without_quotes
 from common.errors import InputError
 from common.record_batch import source_batch, to_rows
 from model_handlers.batch_handler import error_column
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from model_handlers.without_values import without_cells, without_numbers
 from serving.instances import BadInstances, InstanceReader
 from transforms.bigquery.append import _unfit

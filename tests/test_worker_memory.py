@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.errors import UsageError
 from common.machine_memory import machine_memory
-from model_handlers.manifest import Format
+from model_handlers.manifests.manifest import Format
 from pipelines.batch import memory
 from pipelines.batch.memory import check_memory_needed
 from pipelines.dataflow.machine_types import ONE_PROCESS, larger_types, machine_type

@@ -28,8 +28,8 @@ from transforms.bigquery.schema import JSON_METADATA, TableName
 from transforms.bigquery.write_jobs import run_table
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.dead_letters import Fault, failure_batch
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.files.stage import StagedWriter
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.sink.stage import StagedWriter
 from transforms.files.store import delete
 from transforms.provenance import Provenance
 

@@ -12,12 +12,12 @@ import pytest
 from apache_beam.testing.util import assert_that, equal_to
 
 from common.errors import OutputError
-from transforms.files import stage as write_files
-from transforms.files.destination import FolderDestination
-from transforms.files.run_folder import SCORES, RunFolder, StagedFile
-from transforms.files.stage import StagedWriter, StageFiles, conform_to_files
-from transforms.files.staging import check_writable, discard
-from transforms.files.writers import OutputFormat
+from transforms.files.sink import stage as write_files
+from transforms.files.sink.destination import FolderDestination
+from transforms.files.sink.run_folder import SCORES, RunFolder, StagedFile
+from transforms.files.sink.stage import StagedWriter, StageFiles, conform_to_files
+from transforms.files.sink.staging import check_writable, discard
+from transforms.files.sink.writers import OutputFormat
 
 
 def batch_of(*values: Any, kind: pa.DataType | None = None) -> pa.RecordBatch:

@@ -13,9 +13,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing.test_stream import TestStream as Script
 
 from common.record_batch import RecordBatchCoder, typed
-from transforms.files import groups
-from transforms.files.groups import WriteGroups, pack, unpack
-from transforms.files.stream_files import PROCESS, Span, StreamFiles
+from transforms.files.sink import groups
+from transforms.files.sink.groups import WriteGroups, pack, unpack
+from transforms.files.sink.stream_files import PROCESS, Span, StreamFiles
 
 # 2026-11-20 12:34:00, the start of a minute.
 START = 1_795_178_040

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_handlers.writes import may_write_inputs
+from model_handlers.trials.writes import may_write_inputs
 
 
 class Linear(nn.Module):

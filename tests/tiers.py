@@ -33,7 +33,7 @@ EMULATORS = {"emulators", "stream_emulators"}
 PROCESSES = {"subprocess", "multiprocessing"}
 # These functions start a process, although the test names nothing that does.
 STARTS_PROCESSES = {
-    "model_handlers.try_package.try_package",
+    "model_handlers.trials.try_package.try_package",
     "scale_tests.__main__",
     "examples.transactions.torchserve.torchserve",
 }

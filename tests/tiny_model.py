@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from model_handlers.manifest import Manifest
-from model_handlers.manifest_json import write_manifest
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.model_json import write_manifest
 
 
 class Tiny(torch.nn.Module):

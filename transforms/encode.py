@@ -29,7 +29,7 @@ from common.record_batch import (
     UTC_MICROSECONDS,
     typed,
 )
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.steps.raw import RAW_TYPES
 from transforms.output_fields import ENCODED, OutputFields
 from transforms.provenance import Provenance, utc_now

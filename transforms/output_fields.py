@@ -8,7 +8,7 @@ from typing import Literal
 
 from common.errors import UsageError, suggest
 from common.record_batch import ROW_ID
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from transforms.row_schemas import CARRIED, LINEAGE, SCORE, WINDOW
 
 ENCODED = "encoded"

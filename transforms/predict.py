@@ -12,7 +12,7 @@ import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from common.record_batch import ERROR, OUTPUTS, struct_columns, typed
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.preparation import Preparation
 from model_handlers.steps.step import Refused

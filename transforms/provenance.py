@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

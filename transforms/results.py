@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from common.errors import InputError
-from transforms.files.listing import read_listing
-from transforms.files.run_folder import SCORES, is_part_file
+from transforms.files.sink.listing import read_listing
+from transforms.files.sink.run_folder import SCORES, is_part_file
 from transforms.files.store import arrow_storage, entries, is_remote
 
 _FORMATS = {"parquet": "parquet", "csv": "csv", "jsonl": "json"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 
 _TIME = pa.timestamp("us", tz="UTC")
 

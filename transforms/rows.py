@@ -16,7 +16,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from common.plain_json import to_json
 from common.record_batch import to_rows
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from transforms.dead_letters import Fault
 from transforms.json_rows.decode import Decoded, decode_rows, emit
 from transforms.json_rows.row_format import RowFormat

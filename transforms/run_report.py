@@ -24,10 +24,10 @@ from transforms.accounts import Count, check_source
 from transforms.bigquery.query_table import QueryTable
 from transforms.dead_letter_examples import Examples
 from transforms.decisions import report_decisions
-from transforms.files.commit import commit
-from transforms.files.destination import Destination
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
-from transforms.files.staging import discard, discard_dead
+from transforms.files.sink.commit import commit
+from transforms.files.sink.destination import Destination
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder, StagedFile
+from transforms.files.sink.staging import discard, discard_dead
 from transforms.provenance import utc_now
 from transforms.run_history import History, merge_histories, report_history
 from transforms.score_figures import Figures, as_report, merge

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from common.cells import is_list, is_number, is_text
 from common.errors import InputError, suggest
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from model_handlers.steps.raw import can_become, expected
 
 VECTOR_COLUMN = "features"

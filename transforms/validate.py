@@ -26,7 +26,7 @@ from common.cells import (
     read_cells,
 )
 from common.record_batch import INPUTS, SOURCE, flat_values
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from model_handlers.packaged_steps import PackagedSteps
 from model_handlers.preparation import Preparation, rows_at_once
 from model_handlers.steps.step import Cells

@@ -28,7 +28,7 @@ from benchmarks.contestant import ID_COLUMN, timed
 from benchmarks.row_costs import report_rows
 from common.record_batch import BATCH_ROWS, INPUTS, ROW_ID, rebatch, struct_columns
 from examples.transactions.data import FEATURES
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.package import read_manifest
 from transforms.bigquery.read import ReadBigQuery
 from transforms.bigquery.schema import TableName

@@ -36,9 +36,9 @@ from transforms.bigquery.append_stream import DefaultStream
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName, arrow_schema, table_fields
 from transforms.encode import encode
-from transforms.files.run_folder import SCORES, RunFolder
-from transforms.files.stage import conform_to_files
-from transforms.files.writers import open_writer
+from transforms.files.sink.run_folder import SCORES, RunFolder
+from transforms.files.sink.stage import conform_to_files
+from transforms.files.sink.writers import open_writer
 from transforms.output_fields import OutputFields
 from transforms.provenance import Provenance
 

@@ -31,7 +31,7 @@ from benchmarks.row_costs import PEAK_MEMORY, write_results
 from benchmarks.summary import as_record, spread
 from examples.local_cloud import INSTALL_COMMAND, LocalCloud, is_installed, local_cloud
 from examples.transactions.demo_bigquery import BUCKET, SCORES, SOURCE, fill
-from model_handlers.tolerance import TOLERANCE
+from model_handlers.manifests.tolerance import TOLERANCE
 from transforms.provenance import utc_now
 
 PEAK_MB = 1_000

@@ -32,9 +32,9 @@ from apache_beam.internal.gcp import auth
 
 from benchmarks.row_costs import write_results
 from examples.local_cloud import INSTALL_COMMAND, LocalCloud, is_installed, local_cloud
-from transforms.files.commit import commit
-from transforms.files.destination import FolderDestination
-from transforms.files.run_folder import SCORES, RunFolder, StagedFile
+from transforms.files.sink.commit import commit
+from transforms.files.sink.destination import FolderDestination
+from transforms.files.sink.run_folder import SCORES, RunFolder, StagedFile
 
 BUCKET, TOKEN, RUN_ID = "bench", "aaaaaaaa", "r"
 DELAY_SECONDS = 0.05

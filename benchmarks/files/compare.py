@@ -22,7 +22,7 @@ from benchmarks.gate import find_faults, read_scores, reference
 from benchmarks.machine import describe_machine, versions
 from benchmarks.measure import ENVIRONMENT, SAMPLE_SECONDS, ContestantError, Measured
 from benchmarks.summary import summarise
-from model_handlers.tolerance import TOLERANCE
+from model_handlers.manifests.tolerance import TOLERANCE
 
 CONTESTANTS = ("millrace", "stock_beam", "plain_loop")
 STOCK = "stock_beam"

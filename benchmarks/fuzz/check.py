@@ -20,7 +20,7 @@ from benchmarks.fuzz.parquet_cases import parquet_case
 from common.arrow_values import to_values
 from common.errors import MillraceError
 from common.record_batch import PAYLOAD, ROW_ID, SOURCE
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from transforms.files import ranges, text_lines
 from transforms.files.columns import Columns, id_prefix
 from transforms.files.csv.header import read_header

@@ -37,7 +37,7 @@ from model_handlers.devices.precision import (
     describe,
     set_matmul_precision,
 )
-from model_handlers.tolerance import Tolerance
+from model_handlers.manifests.tolerance import Tolerance
 
 THREADS = (1, 2, 4)
 ROUNDS = 3

@@ -35,7 +35,7 @@ from benchmarks.raw.stock_beam import preprocess, to_row
 from benchmarks.summary import summarise
 from examples.churn.build import build
 from examples.churn.data import generate
-from model_handlers.tolerance import TOLERANCE
+from model_handlers.manifests.tolerance import TOLERANCE
 
 LIBRARIES = {
     "millrace": "torch",

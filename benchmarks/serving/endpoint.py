@@ -25,7 +25,7 @@ from benchmarks.serving.endpoint_client import CONTESTANTS, GATE_ROWS
 from benchmarks.serving.servers import body_of, example, load, server
 from benchmarks.summary import spread
 from examples.local_cloud import free_port
-from model_handlers.tolerance import TOLERANCE
+from model_handlers.manifests.tolerance import TOLERANCE
 
 LOAD = "plain_load"
 

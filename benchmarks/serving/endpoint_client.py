@@ -20,8 +20,8 @@ import pyarrow as pa
 import torch
 
 from common.record_batch import INPUTS, OUTPUTS
+from model_handlers.manifests.tolerance import TOLERANCE
 from model_handlers.package import read_manifest
-from model_handlers.tolerance import TOLERANCE
 
 SCORE, CODE = "denormalized_MAE", "encoded"
 GATE_ROWS = 200
@@ -35,8 +35,8 @@ Ask = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 def millrace(url: str, model: Path, rows: int, concurrency: int) -> Ask:
     """Use VertexEndpointHandler, with record batches as in a pipeline."""
     from cloud.vertex import EndpointAddress
-    from model_handlers.endpoint import RequestLimits
-    from model_handlers.endpoint_handler import VertexEndpointHandler
+    from model_handlers.endpoints.endpoint import RequestLimits
+    from model_handlers.endpoints.handler import VertexEndpointHandler
 
     manifest = read_manifest(str(model))
     handler = VertexEndpointHandler(

@@ -30,7 +30,7 @@ from benchmarks.measure import ENVIRONMENT
 from examples.local_cloud import Server, free_port
 from examples.transactions.build import build
 from examples.transactions.torchserve import is_installed, torchserve
-from model_handlers.tolerance import TOLERANCE
+from model_handlers.manifests.tolerance import TOLERANCE
 
 SEED = 11
 GATE_ROWS = 200

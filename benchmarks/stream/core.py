@@ -40,8 +40,8 @@ from benchmarks.two_outputs import load_two_outputs
 from common.json_objects import json_objects
 from examples.transactions.build import build
 from examples.transactions.data import FEATURES, write_parquet
+from model_handlers.manifests.tolerance import TOLERANCE
 from model_handlers.package import read_manifest
-from model_handlers.tolerance import TOLERANCE
 from model_handlers.torch_model import TorchModelHandler
 from transforms.chain import Each
 from transforms.encode import EncodeRows

@@ -29,7 +29,7 @@ from benchmarks.stream.fuzz_avro import REVISIONS, Written, written
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from examples.transactions.data import FEATURES
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.package import read_manifest
 from model_handlers.torch_model import TorchModelHandler
 from pipelines.stream.graph import ScoreStream, StreamSinks

@@ -27,7 +27,7 @@ from examples.transactions import torchserve_handler
 from examples.transactions.data import FEATURES, write_parquet
 from examples.transactions.model import OUTPUTS, TransactionAutoencoder
 from examples.transactions.train import detection_report, read_table, sound_rows, train
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
 from model_handlers.packaging.golden import GOLDEN_ROWS, OTHER_ROWS, with_golden_rows
 from model_handlers.packaging.statistics import describe_features
 from model_handlers.write_package import write_mar, write_package

@@ -19,7 +19,7 @@ from model_handlers.formats.export_archive import check_export
 from model_handlers.formats.model_archive import ModelArchive
 from model_handlers.formats.plain_pickle import PICKLE_ADVICE, load_plain
 from model_handlers.formats.torchscript import check_torchscript
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.model_errors import as_model_error
 from model_handlers.trusted_code import TrustedCode
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from common.errors import ManifestError, UsageError
-from model_handlers.manifest import DType
-from model_handlers.manifest_json import parse_step
+from model_handlers.manifests.manifest import DType
+from model_handlers.manifests.model_json import parse_step
 from model_handlers.packaging.step_methods import StepMethods
 from model_handlers.packaging.to_fit import step_classes
 from model_handlers.steps.chain import Chain

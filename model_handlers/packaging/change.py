@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from common.errors import ManifestError, UsageError, suggest
-from model_handlers.manifest import GoldenRows, InputSpec, Manifest, RawType
-from model_handlers.manifest_checks import check_label
-from model_handlers.manifest_json import parse_manifest, write_manifest
+from model_handlers.manifests.checks import check_label
+from model_handlers.manifests.manifest import GoldenRows, InputSpec, Manifest, RawType
+from model_handlers.manifests.model_json import parse_manifest, write_manifest
 from model_handlers.packaging.builder import without_file_name
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.general import Fill

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from common.cells import is_list, is_number
 from common.errors import InputError, ManifestError, UsageError, one_line
-from model_handlers.manifest import RawType
+from model_handlers.manifests.manifest import RawType
 from model_handlers.packaging.builder import Steps, Tensor, without_file_name
 from model_handlers.packaging.prepared import worst_of
 from model_handlers.packaging.raw_types import (

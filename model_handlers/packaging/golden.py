@@ -16,12 +16,12 @@ from common.errors import ContractBroken, InputError
 from model_handlers.devices.pass_size import PassSize
 from model_handlers.formats.load import load_module
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, describe_error
-from model_handlers.manifest import GoldenRows, Manifest
+from model_handlers.manifests.manifest import GoldenRows, Manifest
 from model_handlers.packaging.prepared import Prepared, Source, prepare_source
 from model_handlers.preparation import Preparation
 from model_handlers.steps.step import Cells
+from model_handlers.trials.try_rows import check_independence, derived_fields
 from model_handlers.trusted_code import TrustedCode
-from model_handlers.try_rows import check_independence, derived_fields
 
 GOLDEN_ROWS = 8
 # Rows of the sample that are put into one batch with the known-good rows when the model is tried.

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from common.cells import is_list
 from common.errors import ContractBroken, ManifestError, UsageError, suggest
-from model_handlers.manifest import DType, InputSpec, RawType
+from model_handlers.manifests.manifest import DType, InputSpec, RawType
 from model_handlers.packaging.builder import Tensor
 from model_handlers.packaging.fit import FittedInputs
 from model_handlers.packaging.probe import is_dtype

@@ -15,7 +15,7 @@ from common.errors import InputError
 from model_handlers.devices.pass_size import PassSize
 from model_handlers.formats.load import load_module, sniff
 from model_handlers.loaded_model import LoadedModel
-from model_handlers.manifest import (
+from model_handlers.manifests.manifest import (
     FeatureStatistics,
     FieldSpec,
     InputSpec,
@@ -23,7 +23,7 @@ from model_handlers.manifest import (
     OutputSpec,
     RawType,
 )
-from model_handlers.manifest_json import parse_manifest, write_manifest
+from model_handlers.manifests.model_json import parse_manifest, write_manifest
 from model_handlers.packaging.builder import Steps, Tensor
 from model_handlers.packaging.fit import FittedInputs, PackagedFiles, digests, fit_inputs
 from model_handlers.packaging.golden import (
@@ -40,8 +40,8 @@ from model_handlers.packaging.skeleton import by_name, need_inputs
 from model_handlers.packaging.statistics import describe_columns, describe_features
 from model_handlers.preparation import Preparation
 from model_handlers.read_package import ModelPackage
+from model_handlers.trials.try_rows import MADE_UP_ROWS, check_made_up_rows
 from model_handlers.trusted_code import TrustedCode, record_sources, steps_context
-from model_handlers.try_rows import MADE_UP_ROWS, check_made_up_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from common.cells import FINE, decoded, is_list, is_number, is_text, read_cells
 from common.errors import InputError
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from model_handlers.packaging.raw_types import read_column, sample_column
 from model_handlers.preparation import Preparation
 from model_handlers.steps.step import Cells, Refused

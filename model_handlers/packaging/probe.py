@@ -16,7 +16,7 @@ from model_handlers.loaded_model import (
     describe_error,
     guard_advice,
 )
-from model_handlers.manifest import MANIFEST_NAME, DType, InputSpec, OutputSpec
+from model_handlers.manifests.manifest import MANIFEST_NAME, DType, InputSpec, OutputSpec
 from model_handlers.packaging.signature import output_names, read_signature
 
 # The largest number of rows that is tried.

@@ -11,7 +11,7 @@ import pyarrow as pa
 from common.cells import is_list, is_text
 from common.errors import InputError, ManifestError, UsageError, suggest
 from common.texts import is_binary
-from model_handlers.manifest import RawType
+from model_handlers.manifests.manifest import RawType
 from model_handlers.packaging.to_fit import FillToFit
 from model_handlers.steps import values
 from model_handlers.steps.categories import OneHot

@@ -11,7 +11,7 @@ import pyarrow as pa
 from common.errors import ModelError
 from common.terminal import columns, facts
 from common.texts import is_one_line
-from model_handlers.manifest import MANIFEST_NAME, Manifest
+from model_handlers.manifests.manifest import MANIFEST_NAME, Manifest
 from model_handlers.read_package import ModelPackage
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Kind, Step, kind_of

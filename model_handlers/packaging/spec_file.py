@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ManifestError, UsageError, one_line, suggest
-from model_handlers.manifest import DType, RawType
-from model_handlers.manifest_json import parse_value, split_chain
+from model_handlers.manifests.manifest import DType, RawType
+from model_handlers.manifests.model_json import parse_value, split_chain
 from model_handlers.packaging.builder import (
     Start,
     Steps,

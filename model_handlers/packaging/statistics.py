@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model_handlers.manifest import ColumnStatistics, FeatureStatistics, Spread
+from model_handlers.manifests.manifest import ColumnStatistics, FeatureStatistics, Spread
 from model_handlers.packaging.to_fit import most_frequent, present
 from model_handlers.steps.numeric import as_floats
 from model_handlers.steps.step import Cells, Kind, kind_of

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from common.errors import ManifestError, OutputError, one_line
 from common.memory import MORE_MEMORY, check_memory
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.packaging.builder import without_file_name
 from model_handlers.packaging.make import Description, make
 from model_handlers.read_package import ModelPackage, read_bytes

@@ -17,8 +17,8 @@ from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.schema import TableName, arrow_schema
 from transforms.bigquery.tables import find_table
 from transforms.dead_letter_schema import FAILURE_SCHEMA
-from transforms.files.destination import Destination, FolderDestination
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.files.sink.destination import Destination, FolderDestination
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.lineage import Lineage
 from transforms.provenance import Provenance
 

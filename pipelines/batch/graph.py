@@ -11,8 +11,8 @@ import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler
 
 from cloud.clients import Cloud
-from model_handlers.choose_precision import AUTO
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.trials.choose_precision import AUTO
 from pipelines.batch.progress import ShowProgress
 from transforms.bigquery.destination import TableDestination
 from transforms.bigquery.query_table import QueryTable
@@ -20,9 +20,9 @@ from transforms.bigquery.unfit import RefuseUnfit
 from transforms.dead_letter_examples import KeepExamples
 from transforms.decisions import CountDecisions
 from transforms.encode import EncodeRows
-from transforms.files.destination import Destination
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
-from transforms.files.stage import StageFiles
+from transforms.files.sink.destination import Destination
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.files.sink.stage import StageFiles
 from transforms.messages.publish import PublishBatches
 from transforms.output_fields import OutputFields
 from transforms.predict import PredictApart

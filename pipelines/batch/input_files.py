@@ -9,7 +9,7 @@ from apache_beam.io.filesystem import FileMetadata
 
 from common.cells import is_text
 from common.errors import InputError, UsageError, suggest
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from pipelines.command import say
 from pipelines.field_names import check_name, named_by_user
 from transforms.encode import read_type

@@ -19,7 +19,7 @@ from common.errors import UsageError
 from common.machine_memory import machine_memory
 from common.record_batch import row_bytes
 from common.terminal import is_terminal
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from pipelines.beam_args import runs_in_process, runs_on_dataflow
 from pipelines.command import say
 from pipelines.config import ModelConfig

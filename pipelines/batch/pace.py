@@ -8,8 +8,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from common.errors import MillraceError
 from common.terminal import long_step
-from model_handlers.pace import rows_a_second
 from model_handlers.torch_model import TorchModelHandler
+from model_handlers.trials.pace import rows_a_second
 from pipelines.batch.spread import Scorer
 from pipelines.beam_args import runs_in_process
 from pipelines.config import Predictor

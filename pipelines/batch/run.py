@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints
 from common.terminal import is_terminal, output_may_close, print_facts, prints_to_stderr
-from model_handlers.thresholds import thresholds_flag, thresholds_of
+from model_handlers.manifests.thresholds import thresholds_flag, thresholds_of
 from pipelines.batch.config import RunConfig, Table, batch_config
 from pipelines.batch.destinations import (
     RowsToWrite,
@@ -45,11 +45,11 @@ from pipelines.handlers import make_handler, read_model, scoring_manifest
 from pipelines.options.flag import Parsed
 from pipelines.workers import worker_cpus
 from transforms.encode import output_schema
-from transforms.files.commit import abandon, is_in_place
-from transforms.files.listing import read_report
-from transforms.files.page_file import check_page
-from transforms.files.run_folder import RunFolder
-from transforms.files.staging import discard
+from transforms.files.sink.commit import abandon, is_in_place
+from transforms.files.sink.listing import read_report
+from transforms.files.sink.page_file import check_page
+from transforms.files.sink.run_folder import RunFolder
+from transforms.files.sink.staging import discard
 from transforms.provenance import Provenance, utc_now
 from transforms.spread import SpreadBatches
 

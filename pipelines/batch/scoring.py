@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from common.addresses import without_secrets
 from common.command_line import Thresholds
-from model_handlers.endpoint_handler import VertexEndpointHandler
-from model_handlers.manifest import Manifest
+from model_handlers.endpoints.handler import VertexEndpointHandler
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.thresholds import check_used, thresholds_of
 from model_handlers.read_package import package_bytes
-from model_handlers.thresholds import check_used, thresholds_of
 from pipelines.batch.config import RunConfig
 from pipelines.batch.destinations import report_folder
 from pipelines.batch.memory import work_of
@@ -21,8 +21,8 @@ from pipelines.cloud_access import GCS
 from pipelines.config import ModelConfig
 from pipelines.handlers import Handler
 from pipelines.worker_memory import Work
-from transforms.files.destination import Destination
-from transforms.files.run_folder import DEAD_LETTERS, SCORES
+from transforms.files.sink.destination import Destination
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES
 from transforms.output_fields import OutputFields, choose_fields, reference_fields
 from transforms.provenance import Provenance
 

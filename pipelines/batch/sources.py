@@ -14,7 +14,7 @@ from cloud.clients import Cloud
 from cloud.errors import translate_errors
 from common.errors import InputError, UsageError, one_line
 from common.memory import check_memory
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from pipelines.batch.bigquery_source import find_query, find_table
 from pipelines.batch.config import BatchConfig, Files, Query, Table
 from pipelines.batch.destinations import present_columns
@@ -34,7 +34,7 @@ from transforms.files.columns import Columns
 from transforms.files.csv.dialect import PLAIN
 from transforms.files.ranges import FileFormat, match_inputs
 from transforms.files.read import ReadFiles
-from transforms.files.run_folder import RunFolder
+from transforms.files.sink.run_folder import RunFolder
 from transforms.lakes.read import ReadLake
 from transforms.lakes.table import LakeVersion, find_lake, lake_errors
 from transforms.lineage import Lineage

@@ -52,8 +52,8 @@ from pipelines.dataflow.worker_packages import (
 from pipelines.extra_packages import stage
 from pipelines.options import DeviceOptions
 from pipelines.options.flag import Parsed
-from transforms.files.run_folder import RunFolder
-from transforms.files.staging import check_writable, discard, discard_dead
+from transforms.files.sink.run_folder import RunFolder
+from transforms.files.sink.staging import check_writable, discard, discard_dead
 
 # The default for a job with `--device cuda`: it fits the default machine types.
 ACCELERATOR = "accelerator=type:nvidia-tesla-t4;count:1;install-nvidia-driver"

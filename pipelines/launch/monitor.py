@@ -239,7 +239,7 @@ class Monitor:
     def _read_report(self, job: Job, facts: JobFacts) -> dict[str, Any]:
         """Return the report of a batch job that is done; raise JobError if there is none."""
         from pipelines.cloud_access import open_storage
-        from transforms.files.listing import read_report
+        from transforms.files.sink.listing import read_report
 
         if facts.report is None:
             raise JobError(

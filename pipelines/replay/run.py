@@ -13,8 +13,8 @@ from cloud.endpoints import Endpoints
 from cloud.errors import retry, translate_errors
 from common.errors import OutputError, UsageError
 from common.terminal import prints_to_stderr
-from model_handlers.manifest import Manifest
-from model_handlers.thresholds import thresholds_of
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.thresholds import thresholds_of
 from pipelines.batch.config import TableSink
 from pipelines.batch.destinations import present_columns
 from pipelines.batch.run import run, score_rows
@@ -34,7 +34,7 @@ from pipelines.replay.config import (
 from pipelines.replay.letter_sources import Replay, check_runs, open_letters
 from pipelines.stream.messages import message_format, stream_fields
 from transforms.encode import output_schema
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder
 from transforms.json_rows.row_format import RowFormat
 from transforms.lineage import BATCH_REPLAY, STREAM_REPLAY, Lineage
 from transforms.messages.decode import MessageFormat

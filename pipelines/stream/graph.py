@@ -14,7 +14,7 @@ from apache_beam.ml.inference.base import ModelHandler
 from cloud.clients import Cloud
 from common.errors import OutputError
 from common.record_batch import stamped, typed
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from pipelines.stream.progress import (
     CountReceived,
     MeasureLatency,
@@ -26,10 +26,10 @@ from transforms.bigquery.schema import TableName
 from transforms.chain import Each
 from transforms.dead_letter_schema import FAILURE_SCHEMA
 from transforms.encode import EncodeRows, without_ordering_keys
-from transforms.files.groups import WriteGroups
-from transforms.files.spans import WriteSpans
-from transforms.files.stream_files import StreamFiles
-from transforms.files.writers import OutputFormat
+from transforms.files.sink.groups import WriteGroups
+from transforms.files.sink.spans import WriteSpans
+from transforms.files.sink.stream_files import StreamFiles
+from transforms.files.sink.writers import OutputFormat
 from transforms.messages.decode import MESSAGE_BYTES, DecodeDoFn, MessageFormat
 from transforms.messages.gather import DropDuplicates, GatherMessages
 from transforms.messages.publish import PublishBatches

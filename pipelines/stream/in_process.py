@@ -25,7 +25,7 @@ from pipelines.stream.progress import (
     unseen_names,
 )
 from pipelines.stream.subscription import HELD, LEASE_SECONDS, renew
-from transforms.files.unfinished import remove_begun
+from transforms.files.sink.unfinished import remove_begun
 from transforms.messages.intake import Intake
 
 _POLL_SECONDS = 0.1

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from cloud.clients import Cloud
 from common.errors import UsageError
-from model_handlers.manifest import Manifest
-from model_handlers.thresholds import check_used
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.thresholds import check_used
 from pipelines.batch.sources import read_text
 from pipelines.config import ModelConfig
 from pipelines.field_names import check_known, named_by_user

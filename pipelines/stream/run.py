@@ -39,9 +39,9 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 from cloud.clients import Cloud
 from cloud.endpoints import Endpoints, is_plain
 from model_handlers.batch_handler import BatchHandler
-from model_handlers.endpoint_handler import VertexEndpointHandler
-from model_handlers.manifest import Manifest
-from model_handlers.thresholds import thresholds_flag
+from model_handlers.endpoints.handler import VertexEndpointHandler
+from model_handlers.manifests.manifest import Manifest
+from model_handlers.manifests.thresholds import thresholds_flag
 from pipelines.beam_args import beam_options, is_dry_run, runs_on_dataflow
 from pipelines.command import say
 from pipelines.dataflow.facts import JobFacts, label_value

@@ -21,9 +21,9 @@ from transforms.bigquery.tables import (
     look_at_table,
 )
 from transforms.dead_letter_schema import FAILURE_SCHEMA
-from transforms.files.run_folder import DEAD_LETTERS, SCORES
-from transforms.files.stream_files import check_folder
-from transforms.files.unfinished import remove_dead
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES
+from transforms.files.sink.stream_files import check_folder
+from transforms.files.sink.unfinished import remove_dead
 from transforms.output_fields import OutputFields
 
 

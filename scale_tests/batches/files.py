@@ -24,7 +24,8 @@ from scale_tests.batches.place import (
     remove_folder,
 )
 from scale_tests.load.arrow_rows import read_ids
-from transforms.files.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.files.sink.run_folder import DEAD_LETTERS, SCORES, RunFolder
+from transforms.files.sink.writers import OutputFormat, open_writer
 from transforms.files.store import (
     arrow_storage,
     create_file,
@@ -33,7 +34,6 @@ from transforms.files.store import (
     is_remote,
     make_folder,
 )
-from transforms.files.writers import OutputFormat, open_writer
 
 # A line of JSON must fit.
 LINE_BYTES = 64 << 20

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from transforms.files.run_folder import RunFolder
+from transforms.files.sink.run_folder import RunFolder
 from transforms.files.store import delete, entries, file_errors, is_remote
 
 Ints = NDArray[np.int64]

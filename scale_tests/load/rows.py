@@ -17,7 +17,7 @@ from common.errors import InputError, one_line
 from scale_tests.load.plan import Rows
 
 if TYPE_CHECKING:
-    from model_handlers.manifest_parts import FeatureStatistics
+    from model_handlers.manifests.parts import FeatureStatistics
 
 # This many different rows are made. Longer tests send them in turn.
 DIFFERENT = 2_000

@@ -14,9 +14,9 @@ from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.command_names import as_typed
 from common.errors import ModelError, OutputError
-from model_handlers.manifest import MANIFEST_NAME
+from model_handlers.manifests.manifest import MANIFEST_NAME
+from model_handlers.trials.try_package import try_package
 from model_handlers.trusted_code import check_trusted
-from model_handlers.try_package import try_package
 from serving.fetch import SCHEME, fetch_package
 
 if TYPE_CHECKING:

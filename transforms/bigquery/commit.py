@@ -22,7 +22,7 @@ from transforms.bigquery.jobs import done_job, job_id
 from transforms.bigquery.placed_rows import Span, is_of_model, rows_of, span_of
 from transforms.bigquery.replay_marks import ReplayMarks
 from transforms.bigquery.write_jobs import OF_PIPELINE, PIPELINE, RUN_ID, TableJobs, run_table
-from transforms.files.run_folder import StagedFile
+from transforms.files.sink.run_folder import StagedFile
 from transforms.lineage import Lineage
 
 # BigQuery's limit of source files for one load job.

@@ -28,10 +28,10 @@ from transforms.bigquery.schema import (
 )
 from transforms.bigquery.tables import check_table, look_at_table
 from transforms.bigquery.write_jobs import PIPELINE, WriteDisposition, run_table
-from transforms.files.listing import read_listing
-from transforms.files.run_folder import DEAD_LETTERS, RunFolder, StagedFile
-from transforms.files.staging import check_writable, discard, discard_dead
-from transforms.files.writers import OutputFormat
+from transforms.files.sink.listing import read_listing
+from transforms.files.sink.run_folder import DEAD_LETTERS, RunFolder, StagedFile
+from transforms.files.sink.staging import check_writable, discard, discard_dead
+from transforms.files.sink.writers import OutputFormat
 from transforms.lineage import Lineage
 from transforms.provenance import Provenance
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transforms.files.run_folder import StagedFile
+from transforms.files.sink.run_folder import StagedFile
 
 _SPAN, _DIGEST = "millrace_span", "millrace_digest"
 # The value of a label has at most 63 characters; a digest has 64.

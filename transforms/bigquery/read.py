@@ -36,7 +36,7 @@ from transforms.bigquery.tables import count_rows
 from transforms.files.columns import Columns
 from transforms.files.ranges import match_files
 from transforms.files.read import Read, read_matched
-from transforms.files.run_folder import RunFolder
+from transforms.files.sink.run_folder import RunFolder
 from transforms.provenance import Provenance
 
 ReadMethod = Literal["direct", "export"]

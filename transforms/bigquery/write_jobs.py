@@ -24,7 +24,7 @@ from transforms.bigquery.schema import (
     table_fields,
     without_json,
 )
-from transforms.files.run_folder import RunFolder, StagedFile
+from transforms.files.sink.run_folder import RunFolder, StagedFile
 from transforms.provenance import Provenance, utc_now
 
 WriteDisposition = Literal["append", "truncate", "empty"]

@@ -15,7 +15,7 @@ from common.cells import is_number, is_text
 from common.errors import InputError, suggest
 from common.record_batch import derived_ids, source_batch
 from common.texts import id_column, is_binary
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.steps.raw import RAW_TYPES
 from transforms.row_ids import content_ids
 from transforms.source_columns import VECTOR_COLUMN, source_columns

@@ -20,9 +20,9 @@ from transforms.files.csv.header import read_header
 from transforms.files.hive import Condition, Keys, accepted, keys_of, with_keys
 from transforms.files.json_documents import ends_in_cr, holds_document
 from transforms.files.lake_folders import refuse_lakes_around, refuse_lakes_within
-from transforms.files.listing import superseded
 from transforms.files.parquet import open_parquet
 from transforms.files.pins import Pin, changed_file, pin
+from transforms.files.sink.listing import superseded
 from transforms.files.store import FAULTS, READER, file_errors
 from transforms.files.text_lines import (
     look_into,

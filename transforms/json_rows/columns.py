@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_handlers.manifest import Manifest
+from model_handlers.manifests.manifest import Manifest
 from transforms.source_columns import VECTOR_COLUMN
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from common.cells import exact_integer, limits
 from common.texts import to_text
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from model_handlers.steps.values import from_values
 from transforms.dead_letters import Fault
 from transforms.json_rows.row_format import RowFormat, read_row

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from common.cells import FINE, INFINITE, NAN, exact_integer, limits, parse_number
 from common.texts import to_id, to_text
-from model_handlers.manifest import InputSpec, Manifest
+from model_handlers.manifests.manifest import InputSpec, Manifest
 from transforms.dead_letters import Fault
 from transforms.json_rows.values import json_type
 from transforms.source_columns import VECTOR_COLUMN

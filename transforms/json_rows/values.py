@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import orjson
 
-from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
+from model_handlers.manifests.unique_keys import doubled_key, doubled_text, load_marked
 from transforms.dead_letters import Fault
 
 # The white space that JSON allows around a value. Python would strip more.

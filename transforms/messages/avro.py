@@ -11,7 +11,7 @@ import fastavro
 
 from common.errors import UsageError, one_line
 from common.memory import check_memory
-from model_handlers.unique_keys import load_unique
+from model_handlers.manifests.unique_keys import load_unique
 from transforms.dead_letters import Fault
 from transforms.json_rows.values import json_type, read_json_values
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.texts import to_id
-from model_handlers.numpy_json import is_bare
+from model_handlers.endpoints.numpy_json import is_bare
 from transforms.json_rows.row_format import RowFormat, plain_columns
 from transforms.json_rows.values import count_key_ends
 

@@ -1,7 +1,8 @@
 """Read dead letters, select those to replay, and turn them back into messages.
 
-Dead letters are read from lines of JSON, the form that files have (transforms/files/writers.py).
-Dead letters from tables and topics are converted to such lines first.
+Dead letters are read from lines of JSON, the form that files have
+(transforms/files/sink/writers.py). Dead letters from tables and topics are converted to such lines
+first.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any
 
-from model_handlers.manifest_parts import ColumnStatistics, FieldSpec, Spread
+from model_handlers.manifests.parts import ColumnStatistics, FieldSpec, Spread
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Step
 

@@ -1,4 +1,4 @@
-"""Write the rows of a stream on Dataflow to files (transforms/files/stream_files.py).
+"""Write the rows of a stream on Dataflow to files (stream_files.py).
 
 Rows wait in the state of the runner, one group for each span and each worker process. A group
 becomes a file when it has enough rows or bytes, when its span is over by the clock, or when the
@@ -31,7 +31,13 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from common.record_batch import RecordBatchCoder, rebatch, sized
-from transforms.files.stream_files import PROCESS, Span, StreamFiles, write_manifest, write_span
+from transforms.files.sink.stream_files import (
+    PROCESS,
+    Span,
+    StreamFiles,
+    write_manifest,
+    write_span,
+)
 
 # The most bytes of an element in the shuffle. A single row may be larger.
 _ELEMENT_BYTES = 8 << 20

@@ -9,9 +9,9 @@ import numpy as np
 import orjson
 
 from common.errors import ContractBroken
-from model_handlers.endpoint_codec import EndpointCodec
-from model_handlers.endpoint_rows import RawRows, TensorRows
-from model_handlers.manifest import GoldenRows, InputSpec, Manifest
+from model_handlers.endpoints.codec import EndpointCodec
+from model_handlers.endpoints.request_rows import RawRows, TensorRows
+from model_handlers.manifests.manifest import GoldenRows, InputSpec, Manifest
 from model_handlers.preparation import Preparation, golden_tensors
 from model_handlers.steps.categories import Vocabulary, read_list
 

@@ -1,10 +1,9 @@
-"""Write the rows of a stream to the files of transforms/files/stream_files.py, from memory.
+"""Write the rows of a stream to the files of stream_files.py, from memory.
 
-transforms/files/groups.py keeps rows in the state of the runner, which suits Dataflow. Here they
-stay in the memory of the process that scored them, and hold the bundle of their messages
-(transforms/bundles.py): a message is acknowledged when the files with its rows, and their
-manifests, are complete. What a killed process kept is delivered again, so its rows may be in a
-second file.
+groups.py keeps rows in the state of the runner, which suits Dataflow. Here they stay in the memory
+of the process that scored them, and hold the bundle of their messages (transforms/bundles.py): a
+message is acknowledged when the files with its rows, and their manifests, are complete. What a
+killed process kept is delivered again, so its rows may be in a second file.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import pyarrow as pa
 from common.interrupts import InterruptibleEvent
 from common.record_batch import BATCH_ROWS, rebatch
 from transforms.bundles import Bundle, begin_bundle, current_bundle
-from transforms.files.stream_files import (
+from transforms.files.sink.stream_files import (
     PROCESS,
     Span,
     StreamFiles,

@@ -16,9 +16,9 @@ import pyarrow as pa
 from common.errors import ContractBroken
 from model_handlers.batch_handler import to_arrow
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel, count_of, describe_error
-from model_handlers.manifest import GoldenRows, InputSpec, Manifest
+from model_handlers.manifests.manifest import GoldenRows, InputSpec, Manifest
+from model_handlers.manifests.tolerance import Tolerance
 from model_handlers.preparation import golden_tensors
-from model_handlers.tolerance import Tolerance
 
 # Batches in which each row has several other rows, and many other rows.
 MADE_UP_ROWS = 5

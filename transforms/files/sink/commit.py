@@ -15,7 +15,7 @@ read the same report, one of them fails. Step 5 removes files that existed befor
 belong to another attempt, that attempt fails at its own step 3, or finds its files listed as
 replaced when it reads the report.
 
-A page is never that of another report (transforms/files/page_file.py): the page of the earlier
+A page is never that of another report (page_file.py): the page of the earlier
 result is removed just before step 3.
 """
 
@@ -31,11 +31,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import AttemptConflict, OutputError
-from transforms.files.destination import Destination
-from transforms.files.listing import Listing, ResultFile, listing_of, read_listing
-from transforms.files.page_file import check_page, put_page, remove_page
-from transforms.files.run_folder import PARTS, SCORES, RunFolder, StagedFile, is_part_file
-from transforms.files.staging import (
+from transforms.files.sink.destination import Destination
+from transforms.files.sink.listing import Listing, ResultFile, listing_of, read_listing
+from transforms.files.sink.page_file import check_page, put_page, remove_page
+from transforms.files.sink.run_folder import PARTS, SCORES, RunFolder, StagedFile, is_part_file
+from transforms.files.sink.staging import (
     DEAD_SECONDS,
     commit_lock,
     discard,

@@ -29,9 +29,9 @@ from cloud.errors import translate_errors
 from common.errors import OutputError, one_line
 from common.measures import FILES
 from common.memory import check_memory
+from transforms.files.sink.unfinished import begun
+from transforms.files.sink.writers import OutputFormat, open_writer
 from transforms.files.store import create_file, make_folder
-from transforms.files.unfinished import begun
-from transforms.files.writers import OutputFormat, open_writer
 
 # A process uses one token for all its files: its rows share a file. Dataflow decides how many
 # processes there are, and so into how many files the rows of a span are divided.

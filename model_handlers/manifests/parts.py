@@ -11,8 +11,8 @@ from typing import Any, Literal, NoReturn
 import pyarrow as pa
 
 from common.errors import ManifestError
+from model_handlers.manifests.tolerance import ATOL, RTOL
 from model_handlers.steps.chain import Chain
-from model_handlers.tolerance import ATOL, RTOL
 
 MANIFEST_NAME = "model.json"
 # The maximum number of elements in a row. An image of 4,000 x 5,000 pixels in three colors has 60

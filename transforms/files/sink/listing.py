@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from common.errors import OutputError
-from transforms.files.run_folder import PAGE, PARTS, is_part_file
+from transforms.files.sink.run_folder import PAGE, PARTS, is_part_file
 from transforms.files.store import file_errors, is_remote, read_version
 
 

@@ -25,7 +25,7 @@ from google.api_core import exceptions
 
 from cloud.errors import translate_errors
 from common.errors import AttemptConflict, OutputError, UsageError
-from transforms.files.run_folder import RunFolder
+from transforms.files.sink.run_folder import RunFolder
 from transforms.files.store import (
     FAULTS,
     Entry,
@@ -176,7 +176,7 @@ def commit_lock(folders: Iterable[RunFolder], seconds: float = LOCK_SECONDS) -> 
     """Keep other attempts on this machine from committing to a run's folders during the block.
 
     In an object store there is no lock: there the conditional write of the report protects the
-    result (transforms/files/commit.py).
+    result (commit.py).
 
     Args:
         folders: The folders of the run.

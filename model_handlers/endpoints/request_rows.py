@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from common.cells import is_list
 from common.json_objects import json_objects
 from common.record_batch import SOURCE, struct_columns
-from model_handlers.endpoint_codec import EndpointCodec, tensor_columns
-from model_handlers.manifest import Manifest
-from model_handlers.prediction_cache import row_keys
+from model_handlers.endpoints.codec import EndpointCodec, tensor_columns
+from model_handlers.endpoints.prediction_cache import row_keys
+from model_handlers.manifests.manifest import Manifest
 from model_handlers.steps.values import read_column
 
 # Services that read JSON numbers as floats, such as Vertex AI, round larger integers.

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from common.errors import ManifestError, suggest
 from common.texts import is_one_line
-from model_handlers.manifest_parts import (
+from model_handlers.manifests.parts import (
     MANIFEST_NAME,
     MAX_DIMENSIONS,
     MAX_WIDTH,

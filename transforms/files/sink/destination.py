@@ -8,11 +8,11 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from transforms.files.listing import read_listing
-from transforms.files.run_folder import RunFolder, StagedFile
-from transforms.files.staging import check_writable, discard, discard_dead, hold
+from transforms.files.sink.listing import read_listing
+from transforms.files.sink.run_folder import RunFolder, StagedFile
+from transforms.files.sink.staging import check_writable, discard, discard_dead, hold
+from transforms.files.sink.writers import OutputFormat
 from transforms.files.store import file_errors, is_remote, make_folder, put, sizes
-from transforms.files.writers import OutputFormat
 
 
 class Destination(Protocol):

@@ -9,8 +9,8 @@ read.
 from __future__ import annotations
 
 from common.errors import AttemptConflict, OutputError, one_line
-from transforms.files.listing import Listing, read_listing
-from transforms.files.run_folder import RunFolder
+from transforms.files.sink.listing import Listing, read_listing
+from transforms.files.sink.run_folder import RunFolder
 from transforms.files.store import (
     FAULTS,
     Version,

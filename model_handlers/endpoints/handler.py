@@ -18,14 +18,14 @@ from cloud.vertex import EndpointAddress
 from common.errors import UsageError
 from common.record_batch import BATCH_BYTES
 from model_handlers.batch_handler import NAMESPACE, BatchHandler, error_column, outputs_column
-from model_handlers.endpoint import Answers, Endpoint, RequestLimits
-from model_handlers.endpoint_codec import EndpointCodec, InstanceFormat
-from model_handlers.endpoint_rows import EndpointRows, TensorRows, raw_rows
-from model_handlers.known_row import known_raw, known_tensors
-from model_handlers.manifest import GoldenRows, Manifest
-from model_handlers.manifest_json import preparation_digest
+from model_handlers.endpoints.codec import EndpointCodec, InstanceFormat
+from model_handlers.endpoints.endpoint import Answers, Endpoint, RequestLimits
+from model_handlers.endpoints.known_row import known_raw, known_tensors
+from model_handlers.endpoints.prediction_cache import PredictionCache
+from model_handlers.endpoints.request_rows import EndpointRows, TensorRows, raw_rows
+from model_handlers.manifests.manifest import GoldenRows, Manifest
+from model_handlers.manifests.model_json import preparation_digest
 from model_handlers.packaged_steps import PackagedSteps
-from model_handlers.prediction_cache import PredictionCache
 from model_handlers.preparation import Preparation
 from model_handlers.read_package import read_golden
 from model_handlers.trusted_code import TrustedCode

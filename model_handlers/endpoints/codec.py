@@ -15,9 +15,9 @@ import orjson
 from cloud.endpoint_responses import BadAnswer, error_text
 from common.command_names import as_typed
 from common.errors import UsageError
-from model_handlers.manifest import InputSpec, Manifest, OutputSpec
-from model_handlers.numpy_json import dump_objects, dump_rows, member_reader, read_array
-from model_handlers.unique_keys import doubled_key, doubled_text, load_marked
+from model_handlers.endpoints.numpy_json import dump_objects, dump_rows, member_reader, read_array
+from model_handlers.manifests.manifest import InputSpec, Manifest, OutputSpec
+from model_handlers.manifests.unique_keys import doubled_key, doubled_text, load_marked
 
 InstanceFormat = Literal["list", "named"]
 # The name of the score in the answers of the reference's container.

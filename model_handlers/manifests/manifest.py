@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from common.errors import UsageError, suggest
-from model_handlers.manifest_checks import (
+from model_handlers.manifests.checks import (
     check_chains,
     check_columns,
     check_declared,
@@ -31,7 +31,7 @@ from model_handlers.manifest_checks import (
     is_digest,
     is_file_name,
 )
-from model_handlers.manifest_parts import (
+from model_handlers.manifests.parts import (
     MANIFEST_NAME,
     ColumnStatistics,
     DType,
@@ -46,13 +46,13 @@ from model_handlers.manifest_parts import (
     arrow_type,
     refuse_manifest,
 )
-from model_handlers.manifest_plain import PlainValues, digest_of
+from model_handlers.manifests.plain import PlainValues, digest_of
+from model_handlers.manifests.tolerance import TOLERANCE, Tolerance
 from model_handlers.steps.answers import Cut, Names
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.own_function import Call
 from model_handlers.steps.raw import RAW_TYPES
 from model_handlers.steps.step import Kind, kind_of
-from model_handlers.tolerance import TOLERANCE, Tolerance
 
 __all__ = [
     "MANIFEST_NAME",

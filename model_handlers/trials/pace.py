@@ -8,7 +8,7 @@ import numpy as np
 
 from model_handlers.loaded_model import LoadedModel
 from model_handlers.preparation import golden_tensors
-from model_handlers.try_rows import made_up_rows
+from model_handlers.trials.try_rows import made_up_rows
 
 # In seconds. A forward pass that takes this long is measured well enough.
 ENOUGH_SECONDS = 0.1

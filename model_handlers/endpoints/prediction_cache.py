@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model_handlers.manifest import OutputSpec
+from model_handlers.manifests.manifest import OutputSpec
 
 
 class PredictionCache:

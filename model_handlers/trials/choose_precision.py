@@ -17,10 +17,10 @@ from model_handlers.devices.precision import (
     set_matmul_precision,
 )
 from model_handlers.loaded_model import ROW_FAULTS, LoadedModel
-from model_handlers.manifest import GoldenRows
-from model_handlers.pace import rows_a_second
+from model_handlers.manifests.manifest import GoldenRows
 from model_handlers.preparation import golden_tensors
-from model_handlers.try_rows import check_golden_rows
+from model_handlers.trials.pace import rows_a_second
+from model_handlers.trials.try_rows import check_golden_rows
 
 AUTO = "auto"
 

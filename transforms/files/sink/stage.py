@@ -1,6 +1,6 @@
 """Write record batches to files in a staging folder, one or more per bundle.
 
-The files become output only when the run is complete (transforms/files/commit.py). If a runner
+The files become output only when the run is complete (commit.py). If a runner
 retries a bundle, an unused staged file remains, but no row is duplicated.
 """
 
@@ -23,11 +23,11 @@ from apache_beam.transforms.window import GlobalWindows
 from common.errors import OutputError
 from common.memory import check_memory
 from common.record_batch import UTC_MICROSECONDS
-from transforms.files.destination import Destination
-from transforms.files.run_folder import StagedFile
-from transforms.files.staging import hold
+from transforms.files.sink.destination import Destination
+from transforms.files.sink.run_folder import StagedFile
+from transforms.files.sink.staging import hold
+from transforms.files.sink.writers import open_writer
 from transforms.files.store import create_file
-from transforms.files.writers import open_writer
 
 FILE_BYTES = 512 << 20
 # The processes whose end also ends this process.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from common.command_line import Thresholds
 from common.errors import UsageError, suggest
-from model_handlers.manifest import FieldSpec, Manifest
+from model_handlers.manifests.manifest import FieldSpec, Manifest
 from model_handlers.steps.answers import Cut
 
 

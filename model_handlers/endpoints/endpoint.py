@@ -18,11 +18,11 @@ from cloud.endpoint_client import EndpointClient
 from cloud.endpoint_responses import RequestRefused
 from common.errors import EndpointError, UsageError
 from common.record_batch import slices
-from model_handlers.endpoint_codec import EndpointCodec, FewerOutputs
-from model_handlers.endpoint_rows import EndpointRows
+from model_handlers.endpoints.codec import EndpointCodec, FewerOutputs
+from model_handlers.endpoints.prediction_cache import PredictionCache, rows_with_gaps
+from model_handlers.endpoints.request_rows import EndpointRows
 from model_handlers.isolate import MOSTLY, SMALL_BATCH, SUSPECTS, random_rows
-from model_handlers.manifest import GoldenRows
-from model_handlers.prediction_cache import PredictionCache, rows_with_gaps
+from model_handlers.manifests.manifest import GoldenRows
 
 # Source: Vertex AI's quotas, which allow 1.5 MB per request to a public endpoint.
 REQUEST_BYTES = 1_500_000

@@ -16,12 +16,12 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from common.errors import ManifestError, one_line, suggest
-from model_handlers.manifest import MANIFEST_NAME, Manifest, refuse_manifest
-from model_handlers.manifest_plain import PlainValues
+from model_handlers.manifests.manifest import MANIFEST_NAME, Manifest, refuse_manifest
+from model_handlers.manifests.plain import PlainValues
+from model_handlers.manifests.unique_keys import DoubledKeyError, load_unique
 from model_handlers.steps.catalog import STEPS
 from model_handlers.steps.chain import Chain
 from model_handlers.steps.step import Step
-from model_handlers.unique_keys import DoubledKeyError, load_unique
 
 _NAMES = {str: "a string", int: "an integer", float: "a finite number", bool: "true or false"}
 

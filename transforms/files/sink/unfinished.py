@@ -21,7 +21,7 @@ from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 
-from transforms.files.staging import DEAD_SECONDS, is_locked
+from transforms.files.sink.staging import DEAD_SECONDS, is_locked
 from transforms.files.store import FAULTS, Entry, create_file, delete, entries, is_remote
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
