@@ -180,8 +180,25 @@ def read_golden(path: str, manifest: Manifest) -> GoldenRows | None:
         if path.endswith(".mar"):
             found = _read_mar(path).manifest
         else:
-            found = parse_manifest(read_bytes(posixpath.join(_folder_of(path), MANIFEST_NAME)))
+            text = read_bytes(posixpath.join(_folder_of(path), MANIFEST_NAME))
+            found = read_manifest_text(text, path)
     return found.golden if found is not None and found.sha256 == manifest.sha256 else None
+
+
+def read_manifest_text(text: bytes, path: str) -> Manifest:
+    """Return the manifest that the `model.json` of a package describes.
+
+    Args:
+        text: The content of the file.
+        path: The path of the package, for the error.
+
+    Raises:
+        ManifestError: The text is not valid JSON, or does not describe a manifest.
+    """
+    try:
+        return parse_manifest(text)
+    except ManifestError as error:
+        raise ManifestError(f"model {path}: {error}") from error
 
 
 def _folder_of(path: str) -> str:
@@ -260,7 +277,7 @@ def _read_folder_or_file(path: str) -> ModelPackage:
         path, manifest_path = posixpath.split(path)[0], path
     if _exists(manifest_path):
         text = read_bytes(manifest_path)
-        manifest = parse_manifest(text)
+        manifest = read_manifest_text(text, path)
         data = read_bytes(posixpath.join(path, manifest.file))
         return ModelPackage(manifest.file, data, manifest, _files_in(path, manifest), text)
     # A local folder also exists without a slash at the end of its path.
@@ -279,7 +296,7 @@ def _read_file(path: str) -> ModelPackage:
     beside = posixpath.join(folder, MANIFEST_NAME) if folder else MANIFEST_NAME
     if _exists(beside):
         text = read_bytes(beside)
-        manifest = parse_manifest(text)
+        manifest = read_manifest_text(text, path)
         if manifest.file == name:
             return ModelPackage(name, data, manifest, _files_in(folder, manifest), text)
     return ModelPackage(name, data, None)
@@ -309,7 +326,7 @@ def _read_mar(path: str) -> ModelPackage:
         if MANIFEST_NAME not in archive.namelist():
             return ModelPackage(file, data, None)
         text = _member(archive, MANIFEST_NAME)
-        manifest = parse_manifest(text)
+        manifest = read_manifest_text(text, path)
         if manifest.file != file:
             raise ManifestError(
                 f"{path}: {MANIFEST_NAME} describes {manifest.file!r}, but {MAR_MANIFEST} "

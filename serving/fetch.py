@@ -13,8 +13,7 @@ from cloud.clients import Cloud
 from cloud.errors import retry, translate_errors
 from common.errors import InputError, ModelError
 from model_handlers.manifests.manifest import MANIFEST_NAME
-from model_handlers.manifests.model_json import parse_manifest
-from model_handlers.read_package import refuse_missing
+from model_handlers.read_package import read_manifest_text, refuse_missing
 from model_handlers.wheels import importable, read_wheels, refuse_unfit
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _fetch(path: str, folder: Path, client: storage.Client) -> str:
     wanted = [found for found in blobs if found.endswith(".mar")]
     if MANIFEST_NAME in blobs:
         text = blobs[MANIFEST_NAME].download_as_bytes(retry=retry())
-        wanted = list(parse_manifest(text).file_names)
+        wanted = list(read_manifest_text(text, path).file_names)
     for found in wanted:
         if found not in blobs:
             refuse_missing(path, found)

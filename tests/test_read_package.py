@@ -75,6 +75,18 @@ def test_a_mar_is_the_same_package(tmp_path: Path) -> None:
     assert (package.file, package.data, package.manifest) == ("model.pt", DATA, manifest())
 
 
+@pytest.mark.parametrize("name", ["", "model.pt", "m.mar"])
+def test_a_manifest_that_cannot_be_read_names_its_package(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.pt").write_bytes(DATA)
+    (tmp_path / "model.json").write_text("{")
+    members = [("model.pt", DATA), (MAR_MANIFEST, listing("model.pt")), ("model.json", b"{")]
+    write_zip(tmp_path / "m.mar", [*members])
+    with pytest.raises(ManifestError) as caught:
+        read_package(str(tmp_path / name))
+    start = f"model {tmp_path / name!s}: model.json is not valid JSON: "
+    assert str(caught.value).startswith(start)
+
+
 def test_a_mar_of_torch_model_archiver_has_no_manifest(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "m.mar", [("model.pt", DATA), (MAR_MANIFEST, listing("model.pt"))])
     package = read_package(path)
